@@ -1,0 +1,31 @@
+"""What a person sees when the input is bad: one sentence, no traceback."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app
+
+
+class UserError(Exception):
+    """The input is bad. The message says what is wrong, where, and what to do, in one sentence."""
+
+
+def run(main: Callable[[Sequence[str]], object]) -> None:
+    """Runs an absl `main`; a `UserError` becomes one line on stderr and exit status 1.
+
+    Ctrl-C becomes exit status 130: finished stages are on disk, and a rerun goes on from them.
+    """
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+        try:
+            main(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted: run the same command again to go on", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(guarded)

@@ -1,0 +1,77 @@
+"""Files that are either whole or not there: hashes, atomic writes, room on the disk, the cache."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from emojax.errors import UserError
+
+
+def cache_dir() -> Path:
+    """The folder for what can be made again (`$EMOJAX_CACHE`, else `~/.cache/emojax`)."""
+    return Path(os.environ.get("EMOJAX_CACHE") or Path.home() / ".cache" / "emojax")
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def writable_dir(path: Path) -> Path:
+    """Makes the folder if need be and proves that it can be written to.
+
+    Raises:
+      UserError: the folder cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"The folder {path} cannot be written to ({error.strerror}); "
+            "choose another one or mend its permissions."
+        ) from None
+    return path
+
+
+def require_room(path: Path, size: int) -> None:
+    """Refuses to start writing `size` bytes under the folder `path` without room for them.
+
+    Raises:
+      UserError: the disk is too full.
+    """
+    free = shutil.disk_usage(path).free
+    if free < size:
+        raise UserError(
+            f"The disk of {path} has {free / 2**20:,.0f} MiB free and {size / 2**20:,.0f} MiB are "
+            "needed; free some, or choose another folder."
+        )
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which replaces it if the block succeeds.
+
+    An error or an interruption leaves what was there before.
+
+    Raises:
+      UserError: the disk became full, or the folder is not writable.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error.strerror}); mend that and run again: "
+            "nothing that was there before is lost."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)

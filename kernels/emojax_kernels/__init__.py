@@ -1,0 +1,1 @@
+"""Sparse-autoencoder encode and decode for JAX."""
