@@ -1,0 +1,327 @@
+"""Activations captured once, kept on disk, read shuffled.
+
+A store is a folder: `store.json` (what it holds and how far the capture is) and, for each split,
+zarr3 arrays written by TensorStore with a checksum per chunk: `values` [tokens, d_model] float16
+unit vectors, `norms` [tokens] float32, `token_ids`, `positions`, `rows` int32, `languages` uint8.
+Special tokens (BOS, padding) are never stored.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from tqdm import tqdm
+
+from emojax.errors import UserError
+from emojax.files import atomic, require_room, writable_dir
+from emojax.lm.capture import Tap, stream
+from emojax.lm.model import LanguageModel
+from emojax.sae import interrupt
+from emojax.sae.corpus import Rows
+
+FORMAT = 1
+CHUNK_TOKENS = 2048
+BUFFER_CHUNKS = 32
+SEGMENT_ROWS = 256
+COLUMNS = {
+    "values": "float16",
+    "norms": "float32",
+    "token_ids": "int32",
+    "positions": "int32",
+    "rows": "int32",
+    "languages": "uint8",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Stored tokens, in memory: `values` are unit vectors, `values * norms` the raw activations."""
+
+    values: np.ndarray
+    norms: np.ndarray
+    token_ids: np.ndarray
+    positions: np.ndarray
+    rows: np.ndarray
+    languages: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a store, opened.
+
+    Attributes:
+      arrays: a TensorStore per column.
+      tokens: how many tokens there are.
+      languages: the names that the column `languages` counts in.
+      chunk_tokens: tokens per chunk, the unit of shuffled reading.
+    """
+
+    arrays: Mapping[str, Any]
+    tokens: int
+    languages: tuple[str, ...]
+    chunk_tokens: int = CHUNK_TOKENS
+
+    def read(self, start: int, stop: int) -> Sample:
+        """Tokens `start` to `stop`, in the order in which they were captured."""
+        futures = {name: self.arrays[name][start:stop].read() for name in COLUMNS}
+        return Sample(**{name: future.result() for name, future in futures.items()})
+
+    def _buffers(self, batch_tokens: int) -> tuple[int, int]:
+        """Chunks per buffer, and whole chunks."""
+        chunks = self.tokens // self.chunk_tokens
+        per_buffer = max(BUFFER_CHUNKS, -(-batch_tokens // self.chunk_tokens))
+        if chunks * self.chunk_tokens < batch_tokens:
+            raise UserError(
+                f"The store holds {self.tokens:,} tokens, less than a batch of {batch_tokens:,} in "
+                f"chunks of {self.chunk_tokens:,}; capture more, or set train.batch_tokens lower."
+            )
+        return per_buffer, chunks
+
+    def steps_per_epoch(self, batch_tokens: int) -> int:
+        """Batches that one pass gives.
+
+        Raises:
+          UserError: there are fewer tokens than one batch needs.
+        """
+        return sum(n for _, n in self._plan(batch_tokens))
+
+    def _plan(self, batch_tokens: int) -> list[tuple[int, int]]:
+        """Chunks and batches of each buffer of a pass: the same for every pass."""
+        per_buffer, chunks = self._buffers(batch_tokens)
+        sizes = [min(per_buffer, chunks - i) for i in range(0, chunks, per_buffer)]
+        return [(size, size * self.chunk_tokens // batch_tokens) for size in sizes]
+
+    def batches(self, batch_tokens: int, seed: int, first_step: int = 0) -> Iterator[np.ndarray]:
+        """Endless batches of raw activations [batch_tokens, d_model], shuffled on every pass.
+
+        A pass takes the chunks in random order, a buffer of them at a time, and shuffles the
+        tokens of each buffer. The order is a function of `seed` and the step alone, so that a run
+        that goes on at `first_step` sees what it would have seen.
+        """
+        plan = self._plan(batch_tokens)
+        epoch, skip = divmod(first_step, sum(n for _, n in plan))
+        while True:
+            rng = np.random.default_rng([seed, epoch])
+            chunks = rng.permutation(sum(size for size, _ in plan))
+            orders = [rng.permutation(size * self.chunk_tokens) for size, _ in plan]
+            todo = []
+            taken = 0
+            for (size, n), order in zip(plan, orders, strict=True):
+                todo.append((chunks[taken : taken + size], order, n))
+                taken += size
+            while todo and skip >= todo[0][2]:
+                skip -= todo.pop(0)[2]
+            # The next buffer is read while this one is trained on.
+            reading = [self._read_chunks(ids) for ids, _, _ in todo[:1]]
+            for i, (_, order, n) in enumerate(todo):
+                futures = reading.pop()
+                if i + 1 < len(todo):
+                    reading.append(self._read_chunks(todo[i + 1][0]))
+                values, norms = (
+                    np.concatenate([future.result() for future in column]) for column in futures
+                )
+                for j in range(skip, n):
+                    chosen = order[j * batch_tokens : (j + 1) * batch_tokens]
+                    yield values[chosen] * norms[chosen, None]
+                skip = 0
+            epoch += 1
+
+    def _read_chunks(self, ids: np.ndarray) -> list[list[Any]]:
+        size = self.chunk_tokens
+        return [
+            [self.arrays[name][i * size : (i + 1) * size].read() for i in ids]
+            for name in ("values", "norms")
+        ]
+
+
+def identity(lm: LanguageModel, tap: Tap, rows: Mapping[str, Rows]) -> dict[str, Any]:
+    """What a store holds: the model by its weights, the tap, the text by its tokens."""
+    return {
+        "format": FORMAT,
+        "model": lm.name,
+        "fingerprint": lm.fingerprint,
+        "layer": tap.layer,
+        "site": tap.site,
+        "d_model": lm.config.d_model,
+        "languages": list(next(iter(rows.values())).names),
+        "text": {split: part.digest for split, part in rows.items()},
+    }
+
+
+def capture(
+    lm: LanguageModel,
+    tap: Tap,
+    rows: Mapping[str, Rows],
+    directory: Path,
+    *,
+    limit_gib: float,
+    batch_tokens: int = 4096,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> dict[str, Split]:
+    """Captures each split's rows into the store at `directory`, or goes on where it stopped.
+
+    Finished segments of 256 rows are on disk; Ctrl-C and SIGTERM lose at most the one at work.
+
+    Args:
+      lm: the language model.
+      tap: where it is read.
+      rows: what it reads, by split.
+      directory: the store.
+      limit_gib: the most that the store may fill.
+      batch_tokens: tokens per forward pass.
+      chunk_tokens: tokens per chunk on the disk.
+
+    Raises:
+      UserError: the store holds something else, would exceed the limit, or the disk has no room.
+      KeyboardInterrupt: a signal came.
+    """
+    writable_dir(directory)
+    wanted = identity(lm, tap, rows) | {"chunk_tokens": chunk_tokens}
+    done = {split: {"rows": 0, "tokens": 0} for split in rows}
+    special = np.array(sorted(lm.tokenizer.all_special_ids), np.int32)
+    totals = {
+        split: int(sum(np.isin(row, special, invert=True).sum() for row in part.tokens))
+        for split, part in rows.items()
+    }
+    if (directory / "store.json").exists():
+        done = _read_state(directory, wanted)["done"]
+    else:
+        size = sum(totals.values()) * (2 * lm.config.d_model + 17)
+        if size > limit_gib * 2**30:
+            raise UserError(
+                f"The activations would fill {size / 2**30:.1f} GiB and data.store_gib allows "
+                f"{limit_gib:g}; raise it, or set data.tokens lower."
+            )
+        require_room(directory, size)
+        _write_state(directory, wanted, done)
+    splits = {}
+    with interrupt.requested() as stop:
+        for split, part in rows.items():
+            arrays = _arrays(directory / split, totals[split], lm.config.d_model, chunk_tokens)
+            splits[split] = Split(arrays, totals[split], part.names, chunk_tokens)
+            progress = tqdm(
+                total=totals[split],
+                initial=done[split]["tokens"],
+                desc=f"capture {split}",
+                unit="tok",
+                unit_scale=True,
+                disable=done[split]["rows"] == len(part.tokens),
+            )
+            with progress:
+                while done[split]["rows"] < len(part.tokens):
+                    first = done[split]["rows"]
+                    segment = part.tokens[first : first + SEGMENT_ROWS]
+                    start = done[split]["tokens"]
+                    for sample in _captured(lm, tap, segment, part, first, special, batch_tokens):
+                        _write(arrays, sample, start)
+                        start += len(sample.norms)
+                        progress.update(len(sample.norms))
+                        if stop():
+                            raise KeyboardInterrupt
+                    done[split] = {"rows": first + len(segment), "tokens": start}
+                    _write_state(directory, wanted, done)
+    return splits
+
+
+def _captured(
+    lm: LanguageModel,
+    tap: Tap,
+    segment: tuple[tuple[int, ...], ...],
+    part: Rows,
+    first: int,
+    special: np.ndarray,
+    batch_tokens: int,
+) -> Iterator[Sample]:
+    """The segment's activations as stored: special tokens dropped, unit vectors and norms."""
+    languages = np.array(part.languages[first : first + len(segment)], np.uint8)
+    for captured in stream(lm, [list(row) for row in segment], [tap], batch_tokens):
+        activations = captured[tap]
+        keep = ~np.isin(np.asarray(activations.token_ids), special)
+        values = np.asarray(activations.values, np.float32)[keep]
+        norms = np.linalg.norm(values, axis=1)
+        rows = np.asarray(activations.rows)[keep]
+        yield Sample(
+            values=(values / np.maximum(norms, np.finfo(np.float32).tiny)[:, None]),
+            norms=norms,
+            token_ids=np.asarray(activations.token_ids)[keep],
+            positions=np.asarray(activations.positions)[keep],
+            rows=rows + first,
+            languages=languages[rows],
+        )
+
+
+def _write(arrays: Mapping[str, Any], sample: Sample, start: int) -> None:
+    stop = start + len(sample.norms)
+    futures = [
+        arrays[name][start:stop].write(getattr(sample, name).astype(dtype))
+        for name, dtype in COLUMNS.items()
+    ]
+    try:
+        for future in futures:
+            future.result()
+    except ValueError as error:
+        raise UserError(
+            f"The activations could not be written ({error}); free room on the disk and run again: "
+            "what was captured before is kept."
+        ) from None
+
+
+def _arrays(directory: Path, tokens: int, d_model: int, chunk_tokens: int) -> dict[str, Any]:
+    """Opens a split's zarr3 arrays, or makes them."""
+    arrays = {}
+    for name, dtype in COLUMNS.items():
+        tail = [d_model] if name == "values" else []
+        chunks = {"chunk_shape": [chunk_tokens, *tail]}
+        arrays[name] = ts.open(
+            {
+                "driver": "zarr3",
+                "kvstore": {"driver": "file", "path": f"{directory / name}/"},
+                "metadata": {
+                    "shape": [tokens, *tail],
+                    "data_type": dtype,
+                    "chunk_grid": {"name": "regular", "configuration": chunks},
+                    "codecs": [
+                        {"name": "bytes", "configuration": {"endian": "little"}},
+                        {"name": "crc32c"},
+                    ],
+                },
+            },
+            open=True,
+            create=True,
+        )
+    return {name: future.result() for name, future in arrays.items()}
+
+
+def _read_state(directory: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The store's progress, if it holds what is wanted."""
+    path = directory / "store.json"
+    try:
+        state = json.loads(path.read_text())
+        holds = state["holds"]
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(
+            f"The activation store's {path} cannot be read ({error}); remove the folder "
+            f"{directory} to capture again."
+        ) from None
+    for name, value in wanted.items():
+        if holds.get(name) != value:
+            raise UserError(
+                f"The activation store {directory} was made with another {name} "
+                f"({_short(holds.get(name))}, not {_short(value)}); give another --store, or "
+                "remove that folder."
+            )
+    return state
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "…"
+
+
+def _write_state(directory: Path, holds: Mapping[str, Any], done: Mapping[str, Any]) -> None:
+    with atomic(directory / "store.json") as partial:
+        partial.write_text(json.dumps({"holds": holds, "done": done}, indent=2) + "\n")
