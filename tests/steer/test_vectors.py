@@ -1,0 +1,125 @@
+import json
+
+import numpy as np
+import pytest
+
+from emojax.errors import UserError
+from emojax.steer import vectors
+from emojax.steer.vectors import Source, SteeringVector
+
+D_MODEL = 6
+
+
+def place(**changes):
+    return {"layer": 3, "site": "resid_post", "fingerprint": "f" * 8} | changes
+
+
+def test_a_direction_has_norm_one_and_cannot_be_changed():
+    vector = SteeringVector("joy", np.array([3.0, 4.0]), 1, "resid_post", Source("random"))
+    np.testing.assert_allclose(vector.direction, [0.6, 0.8], rtol=1e-6)
+    with pytest.raises(ValueError, match="read-only"):
+        vector.direction[0] = 1
+
+
+@pytest.mark.parametrize(
+    ("direction", "problem"),
+    [([0.0, 0.0], "zero"), ([np.nan, 1.0], "not finite"), ([np.inf, 1.0], "not finite")],
+)
+def test_a_direction_without_a_direction_is_refused(direction, problem):
+    with pytest.raises(UserError, match=f"joy is {problem}"):
+        SteeringVector("joy", np.array(direction), 1, "resid_post", Source("random"))
+
+
+def test_latents_are_weighted_summed_and_set_apart():
+    w_dec = np.eye(D_MODEL, dtype=np.float32)
+    joy, fear = vectors.from_latents(w_dec, {"joy": {0: 3.0, 1: 4.0}, "fear": {2: 9.0}}, **place())
+    # Unit sums (.6, .8, 0) and (0, 0, 1): with two emotions each is half their difference.
+    expected = np.array([0.6, 0.8, -1, 0, 0, 0]) / np.sqrt(2)
+    np.testing.assert_allclose(joy.direction, expected, atol=1e-6)
+    np.testing.assert_allclose(fear.direction, -expected, atol=1e-6)
+    assert joy.source == Source("sae", (0, 1), (3.0, 4.0), "f" * 8)
+
+
+def test_a_latent_that_all_emotions_share_does_not_steer():
+    w_dec = np.eye(D_MODEL, dtype=np.float32)
+    found = vectors.from_latents(
+        w_dec, {"joy": {0: 1.0, 5: 1.0}, "fear": {1: 1.0, 5: 1.0}}, **place()
+    )
+    for vector in found:
+        assert vector.direction[5] == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("latents", "problem"),
+    [
+        ({"joy": {0: 1.0}, "fear": {}}, "fear has no latents"),
+        ({"joy": {0: 1.0}, "fear": {D_MODEL: 1.0}}, f"fear names latent {D_MODEL}"),
+        ({"joy": {0: 1.0}}, "joy is zero"),
+    ],
+)
+def test_latents_that_make_no_direction_are_refused(latents, problem):
+    with pytest.raises(UserError, match=problem):
+        vectors.from_latents(np.eye(D_MODEL, dtype=np.float32), latents, **place())
+
+
+def test_diff_mean_finds_a_planted_direction_despite_massive_norms():
+    random = np.random.default_rng(0)
+    planted = np.eye(D_MODEL)[:2]
+    noise = random.normal(size=(4, 40, D_MODEL)) * 0.1
+    concepts = {"joy": planted[0] + noise[0], "fear": planted[1] + noise[1]}
+    controls = {"joy": noise[2] + 0.3, "fear": noise[3] + 0.3}
+    concepts["joy"][0] = 1e6 * np.eye(D_MODEL)[5]
+    joy, fear = vectors.diff_mean(concepts, controls, **place())
+    assert joy.direction @ (planted[0] - planted[1]) / np.sqrt(2) > 0.95
+    assert fear.direction @ joy.direction == pytest.approx(-1, abs=1e-5)
+    assert joy.source.method == "diffmean"
+
+
+def test_diff_mean_wants_controls_for_every_emotion():
+    words = np.ones((2, D_MODEL))
+    with pytest.raises(UserError, match="emotion fear has not both"):
+        vectors.diff_mean({"joy": words, "fear": words}, {"joy": words}, **place())
+
+
+def test_random_directions_depend_on_the_seed_alone():
+    one, again, other = (
+        vectors.random_directions(["joy", "fear"], 64, 3, "resid_post", seed) for seed in (1, 1, 2)
+    )
+    assert [v.fingerprint for v in one] == [v.fingerprint for v in again]
+    assert one[0].fingerprint != other[0].fingerprint
+    assert abs(one[0].direction @ one[1].direction) < 0.5
+
+
+def test_saved_vectors_come_back_as_they_were(tmp_path):
+    saved = vectors.from_latents(
+        np.eye(D_MODEL, dtype=np.float32), {"joy": {0: 1.0, 3: 0.5}, "fear": {1: 2.0}}, **place()
+    )
+    vectors.save(saved, tmp_path / "steering")
+    loaded = vectors.load(tmp_path / "steering")
+    assert [(v.emotion, v.source, v.fingerprint) for v in loaded] == [
+        (v.emotion, v.source, v.fingerprint) for v in saved
+    ]
+
+
+def damage_count(folder):
+    path = folder / "steering.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"vectors": about["vectors"][:1]}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "steering.safetensors").write_bytes(b"no"),
+        lambda folder: (folder / "steering.json").unlink(),
+        lambda folder: (folder / "steering.json").write_text("{"),
+        lambda folder: (folder / "steering.json").write_text('{"version": 9, "vectors": []}'),
+        damage_count,
+    ],
+    ids=["tensors", "missing", "json", "version", "count"],
+)
+def test_damaged_vectors_are_refused_by_name(tmp_path, damage):
+    vectors.save(vectors.random_directions(["joy", "fear"], 4, 3, "resid_post", 0), tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=f"steering vectors in {tmp_path}"):
+        vectors.load(tmp_path)
