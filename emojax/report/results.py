@@ -228,8 +228,8 @@ class Continuation(TypedDict):
     method: Method
     emotion: str | None  # None when unsteered; otherwise the intended emotion
     text: str  # without the prompt
-    perplexity: float  # of the text after its prompt, under the unsteered model
-    perplexity_ratio: float  # over that of the unsteered text of the same prompt
+    perplexity: float | None  # of the text after its prompt, under the unsteered model
+    perplexity_ratio: float | None  # over that of the unsteered text of the same prompt
     distinct_2: float  # distinct bigrams over bigrams
     repetition: float  # share of 4-grams seen before in the same text
     emotion_word: bool | None  # holds a word of the intended emotion's concept-set
