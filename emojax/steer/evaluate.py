@@ -144,14 +144,14 @@ def perplexities(
     return [math.exp(float(row[a - 1 : b - 1].mean())) if b > a else None for row, a, b in rows]
 
 
-def mean(values: Sequence[float], groups: Sequence[object], seed: int) -> Estimate:
+def mean(values: Sequence[float | bool], groups: Sequence[object], seed: int) -> Estimate:
     """The mean over texts, and an interval from resampling whole groups.
 
     Texts that share an emotion (or a prompt) are not independent: resample what differs between
     repetitions of the experiment, not single texts.
 
     Args:
-      values: one number per text.
+      values: one number, or yes or no, per text.
       groups: what each text belongs to, such as its emotion.
       seed: of the resampling (2,000 times).
     """
@@ -255,7 +255,9 @@ def _summary(
 ) -> Summary:
     groups = [row.prompt if row.emotion is None else row.emotion for row in rows]
 
-    def over(average: Callable[..., Estimate], values: Sequence[float | None]) -> Estimate | None:
+    def over(
+        average: Callable[..., Estimate], values: Sequence[float | bool | None]
+    ) -> Estimate | None:
         known = [(v, group) for v, group in zip(values, groups, strict=True) if v is not None]
         return average(*zip(*known, strict=True), seed) if known else None
 
