@@ -76,11 +76,30 @@ class DecoderConfig:
 
 # Attributes that do not change what a forward pass computes.
 _HARMLESS = frozenset(
-    "_attn_implementation_autoset _name_or_path architectures attention_dropout "
-    "cache_implementation chunk_size_feed_forward dtype id2label initializer_range is_llama_config "
-    "label2id model_type output_attentions output_hidden_states pad_token_id pretraining_tp "
-    "problem_type return_dict torch_dtype transformers.js_config transformers_version use_cache "
-    "sliding_window_pattern _sliding_window_pattern".split()
+    (
+        "_attn_implementation_autoset",
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "dtype",
+        "id2label",
+        "initializer_range",
+        "is_llama_config",
+        "label2id",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",  # 1 in every checkpoint; other values split matmuls, not their results
+        "problem_type",
+        "return_dict",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "use_cache",
+    )
 )
 _REQUIRED = object()
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
@@ -105,7 +124,7 @@ class _Reader:
             return value
         if default is _REQUIRED:
             raise UserError(
-                f"The model's config ({self.kind}) lacks the attribute {name}; add it to config.json."
+                f"The model's config ({self.kind}) lacks the attribute {name}; add it there."
             )
         return default
 
@@ -244,6 +263,6 @@ def _gemma3(reader: _Reader) -> DecoderConfig:
 
 
 _ARCHITECTURES: dict[str, Callable[[_Reader], DecoderConfig]] = {
-    "llama": _llama,
     "gemma3_text": _gemma3,
+    "llama": _llama,
 }

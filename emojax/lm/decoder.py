@@ -1,0 +1,272 @@
+"""The decoder: pure functions over a pytree of parameters, and a Flax NNX module around them.
+
+One block serves every layer: what differs between layers (window, rope) is data indexed by the
+layer's number, so that a loop over layers compiles once whatever the depth.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from emojax.lm import attention, rope
+from emojax.lm.config import DecoderConfig
+
+# Where the residual stream can be read and changed, in the order of a forward pass. `attn_out` and
+# `mlp_out` are what is added to the stream; `final_norm` is what the unembedding reads.
+SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "final_norm")
+
+Params = dict[str, Any]
+Activation = Float[Array, "batch time d_model"]
+KeysOrValues = Float[Array, "batch keys kv_heads head_dim"]
+
+# visit(site, layer, h) is called at every site and returns what the pass goes on with.
+Visit = Callable[[str, Int[Array, ""], Activation], Activation]
+# store(layer, k, v) keeps the new keys and values and returns all those to attend to.
+Store = Callable[[Int[Array, ""], KeysOrValues, KeysOrValues], tuple[KeysOrValues, KeysOrValues]]
+
+
+class Context(NamedTuple):
+    """What a block needs to know about the tokens: positions, and which keys are real."""
+
+    positions: Int[Array, "batch time"]
+    key_positions: Int[Array, "batch keys"]
+    key_mask: Bool[Array, "batch keys"]
+    cos: Float[Array, "ropes batch time half"]
+    sin: Float[Array, "ropes batch time half"]
+
+
+def shapes(config: DecoderConfig) -> dict[str, Any]:
+    """The parameters' shapes, as the nested dictionary that holds them; layers are axis 0."""
+    d, f, h = config.d_model, config.d_ff, config.head_dim
+    n, kv = config.n_heads * h, config.n_kv_heads * h
+    layer = {
+        "attn_norm": (d,),
+        "q": (d, n),
+        "k": (d, kv),
+        "v": (d, kv),
+        "o": (n, d),
+        "mlp_norm": (d,),
+        "gate": (d, f),
+        "up": (d, f),
+        "down": (f, d),
+    }
+    if config.qk_norm:
+        layer |= {"q_norm": (h,), "k_norm": (h,)}
+    if config.post_norms:
+        layer |= {"attn_post_norm": (d,), "mlp_post_norm": (d,)}
+    layers = {name: (config.n_layers, *shape) for name, shape in layer.items()}
+    outer: dict[str, Any] = {"embed": (config.vocab_size, d), "final_norm": (d,), "layers": layers}
+    return outer if config.tied else outer | {"unembed": (d, config.vocab_size)}
+
+
+def init(config: DecoderConfig, key: Key[Array, ""], dtype: Any = jnp.float32) -> Params:
+    """Random parameters: matrices of variance 1 / fan-in, norms near the identity."""
+    leaves, structure = jax.tree.flatten(shapes(config), is_leaf=lambda x: isinstance(x, tuple))
+    paths = jax.tree.leaves_with_path(shapes(config), is_leaf=lambda x: isinstance(x, tuple))
+
+    def draw(path: Any, shape: tuple[int, ...], key: Key[Array, ""]) -> Array:
+        noise = jax.random.normal(key, shape, jnp.float32)
+        name = path[-1].key
+        if name.endswith("norm"):
+            return (0.1 * noise + (0.0 if config.norm_plus_one else 1.0)).astype(dtype)
+        fan_in = shape[-1] if name == "embed" else shape[-2]
+        return (noise * fan_in**-0.5).astype(dtype)
+
+    keys = jax.random.split(key, len(leaves))
+    drawn = [draw(path, shape, k) for (path, shape), k in zip(paths, keys, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def positions_of(mask: Bool[Array, "batch time"]) -> Int[Array, "batch time"]:
+    """Each real token's number in its row, from 0, wherever the padding is."""
+    return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def context_of(
+    config: DecoderConfig,
+    positions: Int[Array, "batch time"],
+    key_positions: Int[Array, "batch keys"],
+    key_mask: Bool[Array, "batch keys"],
+) -> Context:
+    """The context of tokens at `positions` that attend to the given keys."""
+    cos, sin = rope.tables(config.ropes, config.head_dim, positions)
+    return Context(positions, key_positions, key_mask, cos, sin)
+
+
+def rms_norm(
+    config: DecoderConfig, x: Float[Array, "*shape width"], weight: Float[Array, " width"]
+) -> Float[Array, "*shape width"]:
+    """Root-mean-square norm in float32 (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    wide = x.astype(jnp.float32)
+    normed = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
+    gain = weight.astype(jnp.float32) + (1.0 if config.norm_plus_one else 0.0)
+    return (normed * gain).astype(x.dtype)
+
+
+def embed(config: DecoderConfig, params: Params, tokens: Int[Array, "batch time"]) -> Activation:
+    """The residual stream before layer 0."""
+    h = params["embed"][tokens]
+    return h * jnp.asarray(config.embedding_scale, h.dtype)
+
+
+def block(
+    config: DecoderConfig,
+    p: Params,
+    layer: Int[Array, ""],
+    h: Activation,
+    context: Context,
+    visit: Visit,
+    store: Store,
+) -> Activation:
+    """One layer: attention and gated MLP, each added to the residual stream."""
+    which = jnp.asarray(config.rope_of_layer)[layer]
+    cos, sin = context.cos[which], context.sin[which]
+    h = visit("resid_pre", layer, h)
+
+    x = rms_norm(config, h, p["attn_norm"])
+    q = _heads(x @ p["q"], config.head_dim)
+    k = _heads(x @ p["k"], config.head_dim)
+    v = _heads(x @ p["v"], config.head_dim)
+    if config.qk_norm:
+        q = rms_norm(config, q, p["q_norm"])
+        k = rms_norm(config, k, p["k_norm"])
+    keys, values = store(layer, rope.rotate(k, cos, sin), v)
+    z = attention.attend(
+        rope.rotate(q, cos, sin),
+        keys,
+        values,
+        context.positions,
+        context.key_positions,
+        context.key_mask,
+        jnp.asarray(config.windows)[layer],
+        config.query_scale,
+    )
+    out = z.reshape(*h.shape[:2], -1) @ p["o"]
+    if config.post_norms:
+        out = rms_norm(config, out, p["attn_post_norm"])
+    h = visit("resid_mid", layer, h + visit("attn_out", layer, out))
+
+    x = rms_norm(config, h, p["mlp_norm"])
+    out = (_ACTIVATIONS[config.activation](x @ p["gate"]) * (x @ p["up"])) @ p["down"]
+    if config.post_norms:
+        out = rms_norm(config, out, p["mlp_post_norm"])
+    return visit("resid_post", layer, h + visit("mlp_out", layer, out))
+
+
+def scan_layers(params: Params, carry: Any, step: Callable[[Array, Params, Any], Any]) -> Any:
+    """`carry` after `step(layer, layer's parameters, carry)` over all layers; differentiable."""
+    n_layers = params["layers"]["attn_norm"].shape[0]
+
+    def body(carry: Any, xs: tuple[Array, Params]) -> tuple[Any, None]:
+        return step(*xs, carry), None
+
+    return lax.scan(body, carry, (jnp.arange(n_layers), params["layers"]))[0]
+
+
+def loop_layers(
+    params: Params, carry: Any, stop: Int[Array, ""], step: Callable[[Array, Params, Any], Any]
+) -> Any:
+    """As `scan_layers`, over layers 0 to `stop` - 1, a traced number; not differentiable."""
+
+    def body(layer: Array, carry: Any) -> Any:
+        at_layer = jax.tree.map(
+            lambda a: lax.dynamic_index_in_dim(a, layer, keepdims=False), params["layers"]
+        )
+        return step(layer, at_layer, carry)
+
+    return lax.fori_loop(0, stop, body, carry)
+
+
+def final_norm(
+    config: DecoderConfig, params: Params, h: Float[Array, "*shape d_model"]
+) -> Float[Array, "*shape d_model"]:
+    """The norm between the last layer and the unembedding."""
+    return rms_norm(config, h, params["final_norm"])
+
+
+def unembed(
+    config: DecoderConfig, params: Params, h: Float[Array, "*shape d_model"]
+) -> Float[Array, "*shape vocab"]:
+    """Logits, in float32, of what `final_norm` returned."""
+    if config.tied:
+        return jnp.einsum("...d,vd->...v", h, params["embed"], preferred_element_type=jnp.float32)
+    return jnp.einsum("...d,dv->...v", h, params["unembed"], preferred_element_type=jnp.float32)
+
+
+def keep_nothing(
+    layer: Int[Array, ""], k: KeysOrValues, v: KeysOrValues
+) -> tuple[KeysOrValues, KeysOrValues]:
+    """The `Store` of a pass over whole rows: attend to the new keys and values only."""
+    return k, v
+
+
+def normed(
+    config: DecoderConfig,
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    mask: Bool[Array, "batch time"],
+    visit: Visit,
+) -> Activation:
+    """The `final_norm` site after all layers; differentiable."""
+    positions = positions_of(mask)
+    context = context_of(config, positions, positions, mask)
+
+    def step(layer: Array, p: Params, h: Activation) -> Activation:
+        return block(config, p, layer, h, context, visit, keep_nothing)
+
+    h = scan_layers(params, embed(config, params, tokens), step)
+    return visit("final_norm", jnp.asarray(config.n_layers - 1), final_norm(config, params, h))
+
+
+def logits(
+    config: DecoderConfig,
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    mask: Bool[Array, "batch time"],
+) -> Float[Array, "batch time vocab"]:
+    """Next-token logits at every position, in float32; those at padding have no meaning.
+
+    That is `batch * time * vocab` numbers; `loss.next_token_loss` needs far fewer.
+    """
+    h = normed(config, params, tokens, mask, lambda site, layer, h: h)
+    return unembed(config, params, h)
+
+
+class Decoder(nnx.Module):
+    """The decoder as a Flax NNX module, whose parameters are those of the functions above.
+
+    Layers are stacked on axis 0 and nothing is shared, so `nnx.split`, `nnx.merge` and the
+    transforms of tree mode all hold. `Decoder(config, init(config, key))` draws a new one.
+    """
+
+    def __init__(self, config: DecoderConfig, params: Params):
+        self.config = config
+        self.params = nnx.data(jax.tree.map(nnx.Param, params))
+
+    def __call__(
+        self, tokens: Int[Array, "batch time"], mask: Bool[Array, "batch time"]
+    ) -> Float[Array, "batch time vocab"]:
+        """Next-token logits; see `logits`."""
+        return logits(self.config, self.pure_params(), tokens, mask)
+
+    def pure_params(self) -> Params:
+        """The parameters as a plain nested dictionary of arrays."""
+        is_param = lambda leaf: isinstance(leaf, nnx.Param)  # noqa: E731
+        return jax.tree.map(lambda leaf: leaf[...], self.params, is_leaf=is_param)
+
+
+def _heads(
+    x: Float[Array, "batch time width"], head_dim: int
+) -> Float[Array, "batch time heads head_dim"]:
+    return x.reshape(*x.shape[:2], -1, head_dim)
+
+
+_ACTIVATIONS = {
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+}
