@@ -106,11 +106,12 @@ class Latent(TypedDict):
     """One latent selected for one emotion in one language."""
 
     latent: int
-    effect: float  # standardised mean difference, concept words minus control words
+    effect: float  # AUROC of the emotion's concept words against matched control words
+    specificity: float  # AUROC of them against the other emotions' concept words
     p: float  # permutation
     q: float  # Benjamini–Hochberg
     coverage: float  # share of the concept-set's words on which it is active
-    density: float  # share of all words on which it is active
+    density: float  # share of the control words on which it is active
     top_words: list[str]  # words with the highest activation, strongest first
 
 
@@ -232,7 +233,7 @@ class Continuation(TypedDict):
     perplexity_ratio: float | None  # over that of the unsteered text of the same prompt
     distinct_2: float  # distinct bigrams over bigrams
     repetition: float  # share of 4-grams seen before in the same text
-    emotion_word: bool | None  # holds a word of the intended emotion's concept-set
+    emotion_words: list[str] | None  # words of the intended emotion's concept-set in the text
     language_switch: bool | None  # mostly another script than its prompt's
     judged: str | None  # the judge's label
     judged_intended: bool | None
@@ -247,7 +248,8 @@ class SteeringSummary(TypedDict):
     perplexity_ratio: Estimate  # geometric mean
     distinct_2: Estimate
     repetition: Estimate
-    # Unsteered texts are scored against every emotion: the rate that chance gives.
+    # Share with a word of the intended emotion's concept-set. Unsteered texts are scored against
+    # every emotion: the rate that steering has to beat.
     emotion_word: Estimate | None
     language_switch: Estimate | None
     judged_intended: Estimate | None

@@ -58,7 +58,7 @@ class Continuation:
       perplexity_ratio: over the unsteered texts of the same prompt (geometric mean).
       distinct_2: distinct bigrams over bigrams, of tokens.
       repetition: share of token 4-grams that the text held before.
-      emotion_word: holds a word of the intended emotion's concept-set.
+      emotion_words: those of the intended emotion's concept-set that the text holds.
       language_switch: mostly another script than its prompt's.
       judged: the judge's label.
       judged_intended: that label is the intended emotion.
@@ -72,7 +72,7 @@ class Continuation:
     perplexity_ratio: float | None
     distinct_2: float
     repetition: float
-    emotion_word: bool | None
+    emotion_words: list[str] | None
     language_switch: bool | None
     judged: str | None
     judged_intended: bool | None
@@ -104,11 +104,11 @@ def repetition(tokens: Sequence[int], n: int = 4) -> float:
     return 1 - distinct_n(tokens, n)
 
 
-def holds_word(text: str, words: Iterable[str], language: str) -> bool:
-    """Whether `text` holds one of `words`: whole words in English ("en"), any place in Chinese."""
+def words_in(text: str, words: Iterable[str], language: str) -> list[str]:
+    """Those of `words` that `text` holds: as whole words in English ("en"), anywhere in Chinese."""
     text = unicodedata.normalize("NFKC", text).casefold()
-    pattern = "|".join(re.escape(word.casefold()) for word in words)
-    return re.search(rf"\b(?:{pattern})\b" if language == "en" else pattern, text) is not None
+    pattern = r"\b{}\b" if language == "en" else "{}"
+    return [word for word in words if re.search(pattern.format(re.escape(word.casefold())), text)]
 
 
 def language_switch(text: str, language: str) -> bool | None:
@@ -209,9 +209,9 @@ def measure(
                 perplexity_ratio=ratio,
                 distinct_2=distinct_n(text.tokens, 2),
                 repetition=repetition(text.tokens),
-                emotion_word=None
+                emotion_words=None
                 if text.emotion is None
-                else holds_word(text.text, words[language][text.emotion], language),
+                else words_in(text.text, words[language][text.emotion], language),
                 language_switch=language_switch(text.text, language),
                 judged=judged,
                 judged_intended=None if None in (judged, text.emotion) else judged == text.emotion,
@@ -264,13 +264,13 @@ def _summary(
     if method == "none":
         pairs = [(emotion, row) for emotion in words for row in rows]
         emotions = [emotion for emotion, _ in pairs]
-        held = [holds_word(row.text, words[emotion], language) for emotion, row in pairs]
+        held = [bool(words_in(row.text, words[e], language)) for e, row in pairs]
         emotion_word = mean(held, emotions, seed)
         judged = None
         if all(row.judged is not None for row in rows):
             judged = mean([row.judged == emotion for emotion, row in pairs], emotions, seed)
     else:
-        emotion_word = over(mean, [row.emotion_word for row in rows])
+        emotion_word = over(mean, [bool(row.emotion_words) for row in rows])
         judged = over(mean, [row.judged_intended for row in rows])
     ratio = over(geometric_mean, [row.perplexity_ratio for row in rows])
     if ratio is None:
