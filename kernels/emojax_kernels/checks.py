@@ -67,5 +67,13 @@ def indices(op: str, array: jax.Array) -> None:
         raise TypeError(f"{op}: indices is {array.dtype}; supported: int32.")
 
 
+def mask(op: str, array: jax.Array, n: int) -> None:
+    """Raise unless `array` says of each of n latents whether it may be used."""
+    if array.dtype != jnp.bool_:
+        raise TypeError(f"{op}: mask is {array.dtype}; supported: bool.")
+    if array.shape != (n,):
+        raise ValueError(f"{op}: mask is {array.shape}; supported: one entry per latent, ({n},).")
+
+
 def _listed(found: dict) -> str:
     return ", ".join(f"{name} {value}" for name, value in found.items())

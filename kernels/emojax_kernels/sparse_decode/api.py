@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from emojax_kernels import checks
-from emojax_kernels.row_products import xla as products
+from emojax_kernels.row_products.api import PRODUCTS
 from emojax_kernels.sparse_decode import reference, xla
 
 IMPLEMENTATIONS = {"reference": reference.sparse_decode, "xla": xla.sparse_decode}
@@ -70,15 +70,24 @@ def _forward(values, indices, w_dec, b_dec, implementation):
 
 def _backward(implementation, residuals, e):
     values, indices, w_dec, b_dec = residuals
-    d_values = products.gather_dot(e, indices, w_dec)
-    d_w = products.scatter_sum(values, indices, e, w_dec.shape[0])
-    d_b = e.astype(jnp.float32).sum(0)
-    return (
-        d_values.astype(values.dtype),
-        None,
-        d_w.astype(w_dec.dtype),
-        d_b.astype(b_dec.dtype),
-    )
+    d_values, d_w, d_b = decoder_gradients(e, values, indices, w_dec, b_dec, implementation)
+    return d_values, None, d_w, d_b
 
 
 _decode.defvjp(_forward, _backward)
+
+
+def decoder_gradients(
+    e: jax.Array,
+    values: jax.Array,
+    indices: jax.Array,
+    w_dec: jax.Array,
+    b_dec: jax.Array,
+    implementation: str,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cotangents of values, w_dec and b_dec from that of the decoder's output, `[tokens, d]`."""
+    products = PRODUCTS[implementation]
+    d_values = products.gather_dot(e, indices, w_dec)
+    d_w = products.scatter_sum(values, indices, e, w_dec.shape[0])
+    d_b = e.astype(jnp.float32).sum(0)
+    return d_values.astype(values.dtype), d_w.astype(w_dec.dtype), d_b.astype(b_dec.dtype)

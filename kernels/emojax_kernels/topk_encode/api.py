@@ -1,12 +1,9 @@
 """The TopK encoder with its complete gradient."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-from emojax_kernels import checks
-from emojax_kernels.row_products import xla as products
+from emojax_kernels import checks, encoder
 from emojax_kernels.topk_encode import reference, xla
 
 IMPLEMENTATIONS = {"reference": reference.topk_encode, "xla": xla.topk_encode}
@@ -18,6 +15,7 @@ def topk_encode(
     b_enc: jax.Array,
     k: int,
     *,
+    mask: jax.Array | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The k largest latents of each token, exactly (TopK SAE: Gao et al. 2024, arXiv 2406.04093).
@@ -34,8 +32,9 @@ def topk_encode(
         w_enc: `[n, d]`, one row per latent, of x's dtype.
         b_enc: `[n]`, of x's dtype or float32.
         k: latents kept per token, 1 <= k <= n; static.
+        mask: `[n]`, bool; latents where it is False do not compete (AuxK: the dead ones are True).
         implementation: "reference" (plain `jax.numpy`, differentiated by JAX), "xla", or None for
-            the fastest on the platform that the code is compiled for.
+            the fastest that is proven on the platform at hand.
 
     Returns:
         values: `[tokens, k]`, of x's dtype, non-negative, descending.
@@ -47,35 +46,12 @@ def topk_encode(
     """
     op = "topk_encode"
     checks.implementation(op, implementation, IMPLEMENTATIONS)
-    sizes = checks.shapes(
-        op, {"x": (x, "tokens d"), "w_enc": (w_enc, "n d"), "b_enc": (b_enc, "n")}
-    )
-    checks.active(op, k, sizes["n"])
-    checks.dtypes(op, {"x": x, "w_enc": w_enc}, {"b_enc": b_enc})
+    encoder.check(op, x, w_enc, b_enc, k)
+    if mask is not None:
+        checks.mask(op, mask, w_enc.shape[0])
+        b_enc = jnp.where(mask, b_enc, -jnp.inf)
     if implementation == "reference":
         return reference.topk_encode(x, w_enc, b_enc, k)
-    return _encode(x, w_enc, b_enc, k, implementation or "xla")
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _encode(x, w_enc, b_enc, k, implementation):
-    return IMPLEMENTATIONS[implementation](x, w_enc, b_enc, k)
-
-
-def _forward(x, w_enc, b_enc, k, implementation):
-    values, indices = _encode(x, w_enc, b_enc, k, implementation)
-    return (values, indices), (x, w_enc, b_enc, values, indices)
-
-
-def _backward(k, implementation, residuals, cotangents):
-    x, w_enc, b_enc, values, indices = residuals
-    # ReLU's gradient; a slot that is not in use passes nothing on.
-    d_pre = jnp.where(values > 0, cotangents[0], 0)
-    n = w_enc.shape[0]
-    d_x = products.gather_sum(d_pre, indices, w_enc)
-    d_w = products.scatter_sum(d_pre, indices, x, n)
-    d_b = jnp.zeros(n, jnp.float32).at[indices.reshape(-1)].add(d_pre.reshape(-1).astype("float32"))
-    return d_x.astype(x.dtype), d_w.astype(w_enc.dtype), d_b.astype(b_enc.dtype)
-
-
-_encode.defvjp(_forward, _backward)
+    name = implementation or "xla"
+    values, indices = encoder.encode(IMPLEMENTATIONS[name], k, name, x, w_enc, b_enc)
+    return values, indices

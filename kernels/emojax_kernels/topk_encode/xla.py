@@ -10,7 +10,7 @@ from emojax_kernels.blocks import map_blocks
 from emojax_kernels.topk_encode.reference import preactivations
 
 # Pre-activations held at once, so that memory does not grow with the number of tokens.
-_ELEMENTS = 1 << 26
+ELEMENTS = 1 << 26
 _GROUP = 32
 
 
@@ -23,7 +23,7 @@ def topk_encode(
         values, indices = select(preactivations(rows, w_enc, b_enc), k)
         return jax.nn.relu(values), indices
 
-    return map_blocks(encode, max(1, _ELEMENTS // w_enc.shape[0]), x)
+    return map_blocks(encode, max(1, ELEMENTS // w_enc.shape[0]), x)
 
 
 def select(pre: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

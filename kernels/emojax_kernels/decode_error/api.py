@@ -1,0 +1,82 @@
+"""The sparse decoder fused with its reconstruction error and loss, with its complete gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from emojax_kernels import checks
+from emojax_kernels.decode_error import reference, xla
+from emojax_kernels.sparse_decode.api import decoder_gradients
+
+IMPLEMENTATIONS = {"reference": reference.decode_error, "xla": xla.decode_error}
+
+
+def decode_error(
+    values: jax.Array,
+    indices: jax.Array,
+    w_dec: jax.Array,
+    b_dec: jax.Array,
+    x: jax.Array,
+    *,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """How a code's reconstruction differs from x: `sparse_decode(...) - x` and its squared norm.
+
+    The reconstruction itself is not written. `squared.mean() / d` is the mean squared error, and
+    `row_update` wants `error` times the loss's scale. Differentiable in everything but indices.
+
+    Args:
+        values: `[tokens, k]`, float32 or bfloat16.
+        indices: `[tokens, k]`, int32, each within 0..n-1 (not checked: it is data).
+        w_dec: `[n, d]`, one row per latent, of values' dtype.
+        b_dec: `[d]`, of values' dtype or float32.
+        x: `[tokens, d]`, of values' dtype.
+        implementation: as in `topk_encode`.
+
+    Returns:
+        squared: `[tokens]`, float32, the error's squared norm, from the error before rounding.
+        error: `[tokens, d]`, of x's dtype.
+
+    Raises:
+        TypeError: for a dtype that is not supported.
+        ValueError: for shapes that do not agree or an unknown implementation.
+    """
+    op = "decode_error"
+    checks.implementation(op, implementation, IMPLEMENTATIONS)
+    checks.shapes(
+        op,
+        {
+            "values": (values, "tokens k"),
+            "indices": (indices, "tokens k"),
+            "w_dec": (w_dec, "n d"),
+            "b_dec": (b_dec, "d"),
+            "x": (x, "tokens d"),
+        },
+    )
+    checks.dtypes(op, {"values": values, "w_dec": w_dec, "x": x}, {"b_dec": b_dec})
+    checks.indices(op, indices)
+    if implementation == "reference":
+        return reference.decode_error(values, indices, w_dec, b_dec, x)
+    return _decode_error(values, indices, w_dec, b_dec, x, implementation or "xla")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _decode_error(values, indices, w_dec, b_dec, x, implementation):
+    return IMPLEMENTATIONS[implementation](values, indices, w_dec, b_dec, x)
+
+
+def _forward(values, indices, w_dec, b_dec, x, implementation):
+    squared, error = _decode_error(values, indices, w_dec, b_dec, x, implementation)
+    return (squared, error), (values, indices, w_dec, b_dec, error)
+
+
+def _backward(implementation, residuals, cotangents):
+    values, indices, w_dec, b_dec, error = residuals
+    d_squared, d_error = (c.astype(jnp.float32) for c in cotangents)
+    e = (2 * d_squared[:, None] * error.astype(jnp.float32) + d_error).astype(error.dtype)
+    d_values, d_w, d_b = decoder_gradients(e, values, indices, w_dec, b_dec, implementation)
+    return d_values, None, d_w, d_b, -e
+
+
+_decode_error.defvjp(_forward, _backward)

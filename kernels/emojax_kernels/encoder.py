@@ -1,0 +1,57 @@
+"""What the encoders share: their checks and their gradient."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+
+from emojax_kernels import checks
+from emojax_kernels.row_products.api import encoder_gradients
+
+
+def check(op: str, x: jax.Array, w_enc: jax.Array, b_enc: jax.Array, k: int) -> int:
+    """Raise unless the arguments fit together; returns the number of latents."""
+    n = checks.shapes(op, {"x": (x, "tokens d"), "w_enc": (w_enc, "n d"), "b_enc": (b_enc, "n")})[
+        "n"
+    ]
+    checks.active(op, k, n)
+    checks.dtypes(op, {"x": x, "w_enc": w_enc}, {"b_enc": b_enc})
+    return n
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def encode(
+    forward: Callable[..., tuple[jax.Array, ...]],
+    k: int,
+    implementation: str,
+    x: jax.Array,
+    w_enc: jax.Array,
+    b_enc: jax.Array,
+    *data: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """`forward(x, w_enc, b_enc, *data, k)` with an encoder's gradient.
+
+    Args:
+        forward: returns values `[tokens, k]` (ReLU'd), indices `[tokens, k]` and whole numbers.
+        k: latents per token.
+        implementation: of the products in the gradient.
+        x: `[tokens, d]`.
+        w_enc: `[n, d]`.
+        b_enc: `[n]`.
+        *data: what else `forward` needs; no gradient reaches it.
+    """
+    return forward(x, w_enc, b_enc, *data, k)
+
+
+def _forward(forward, k, implementation, x, w_enc, b_enc, *data):
+    out = encode(forward, k, implementation, x, w_enc, b_enc, *data)
+    return out, (x, w_enc, b_enc, data, out[0], out[1])
+
+
+def _backward(forward, k, implementation, residuals, cotangents):
+    x, w_enc, b_enc, data, values, indices = residuals
+    gradients = encoder_gradients(cotangents[0], values, indices, x, w_enc, b_enc, implementation)
+    return (*gradients, *(None for _ in data))
+
+
+encode.defvjp(_forward, _backward)

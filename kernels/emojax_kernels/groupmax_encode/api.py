@@ -1,0 +1,49 @@
+"""The GroupMax encoder with its complete gradient."""
+
+import jax
+
+from emojax_kernels import checks, encoder
+from emojax_kernels.groupmax_encode import reference, xla
+
+IMPLEMENTATIONS = {"reference": reference.groupmax_encode, "xla": xla.groupmax_encode}
+
+
+def groupmax_encode(
+    x: jax.Array,
+    w_enc: jax.Array,
+    b_enc: jax.Array,
+    k: int,
+    *,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The largest latent of each of k groups of n/k neighbouring latents, passed through ReLU.
+
+    A cheaper relative of TopK: no selection across groups. Ties go to the lower index.
+    Differentiable in x, w_enc and b_enc.
+
+    Args:
+        x: `[tokens, d]`, float32 or bfloat16.
+        w_enc: `[n, d]`, one row per latent, of x's dtype.
+        b_enc: `[n]`, of x's dtype or float32.
+        k: groups, and so latents per token; divides n; static.
+        implementation: as in `topk_encode`.
+
+    Returns:
+        values: `[tokens, k]`, of x's dtype, non-negative; slot g belongs to group g.
+        indices: `[tokens, k]`, int32.
+
+    Raises:
+        TypeError: for a dtype that is not supported.
+        ValueError: for shapes that do not agree, a k that does not divide n or an unknown
+            implementation.
+    """
+    op = "groupmax_encode"
+    checks.implementation(op, implementation, IMPLEMENTATIONS)
+    n = encoder.check(op, x, w_enc, b_enc, k)
+    if n % k:
+        raise ValueError(f"{op}: k={k} with n={n} latents; supported: a k that divides n.")
+    if implementation == "reference":
+        return reference.groupmax_encode(x, w_enc, b_enc, k)
+    name = implementation or "xla"
+    values, indices = encoder.encode(IMPLEMENTATIONS[name], k, name, x, w_enc, b_enc)
+    return values, indices

@@ -1,0 +1,32 @@
+"""The products by name of implementation, and an encoder's gradient made of them."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+
+from emojax_kernels.row_products import xla
+
+PRODUCTS: dict[str, types.ModuleType] = {"xla": xla}
+
+
+def encoder_gradients(
+    d_values: jax.Array,
+    values: jax.Array,
+    indices: jax.Array,
+    x: jax.Array,
+    w_enc: jax.Array,
+    b_enc: jax.Array,
+    implementation: str,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cotangents of x, w_enc and b_enc from that of an encoder's values, all `[tokens, k]`.
+
+    A pre-activation reaches its value through a ReLU, so a slot of value 0 passes nothing on.
+    """
+    products = PRODUCTS[implementation]
+    n = w_enc.shape[0]
+    d_pre = jnp.where(values > 0, d_values, 0)
+    d_x = products.gather_sum(d_pre, indices, w_enc)
+    d_w = products.scatter_sum(d_pre, indices, x, n)
+    d_b = jnp.zeros(n, jnp.float32).at[indices.reshape(-1)].add(d_pre.reshape(-1).astype("float32"))
+    return d_x.astype(x.dtype), d_w.astype(w_enc.dtype), d_b.astype(b_enc.dtype)
