@@ -29,7 +29,7 @@ from emojax.lm import gguf_tokenizer
 # Part of the converted directory's name: raise it when what is written changes.
 _LAYOUT = 1
 _MANIFEST = "emojax.json"
-# Elements dequantised at a time: what fits in a core's cache is four times as fast as whole tensors.
+# Elements dequantised at a time: in a core's cache it is four times as fast as whole tensors.
 _CHUNK = 2**18
 _SCALARS = {
     GGUFValueType.UINT8: "B",

@@ -1,0 +1,90 @@
+"""Text as rows of token ids: prompts, and words in carrier templates."""
+
+from collections.abc import Sequence
+
+from emojax.errors import UserError
+from emojax.lm.model import LanguageModel
+
+
+def tokenize(lm: LanguageModel, texts: Sequence[str], bos: bool = True) -> list[list[int]]:
+    """Each text's token ids; special tokens written out in a text are recognised.
+
+    Args:
+      lm: the language model.
+      texts: any number of texts.
+      bos: whether each row begins with the tokenizer's token for a beginning (BOS).
+
+    Raises:
+      UserError: BOS is wanted and the tokenizer has none, or a text is not valid Unicode.
+    """
+    first = [bos_token(lm)] if bos else []
+    try:
+        rows = lm.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    except (TypeError, UnicodeError):
+        bad = next((i for i, text in enumerate(texts) if not _is_unicode(text)), None)
+        if bad is None:
+            raise
+        raise UserError(
+            f"Text {bad} of the input is not valid Unicode ({texts[bad]!r:.60}); mend its encoding."
+        ) from None
+    return [first + row.ids for row in rows]
+
+
+def bos_token(lm: LanguageModel) -> int:
+    """The id of the token that a text begins with.
+
+    Raises:
+      UserError: the tokenizer has none.
+    """
+    if lm.tokenizer.bos_token_id is None:
+        raise UserError(
+            f"The tokenizer of {lm.name} has no token for a text's beginning (BOS); "
+            "add bos_token to its tokenizer_config.json, or ask for rows without it."
+        )
+    return lm.tokenizer.bos_token_id
+
+
+def check_words(lm: LanguageModel, words: Sequence[str]) -> None:
+    """Refuses words that the tokenizer cannot represent.
+
+    Raises:
+      UserError: a word is empty, has an unknown or a special token in it, or does not come back
+        unchanged from its tokens; it is named.
+    """
+    barred = set(lm.tokenizer.all_special_ids) | {lm.tokenizer.unk_token_id}
+    for word, row in zip(words, tokenize(lm, words, bos=False), strict=True):
+        back = lm.tokenizer.decode(row, clean_up_tokenization_spaces=False)
+        if not row or barred & set(row) or back.strip() != word or not word.strip():
+            raise UserError(
+                f"The word {word!r} cannot be represented by the tokenizer of {lm.name} "
+                f"(its tokens read {back!r}); remove it or spell it differently."
+            )
+
+
+def word_rows(lm: LanguageModel, words: Sequence[str], template: str) -> list[list[int]]:
+    """Each word's row of token ids in a carrier template, BOS first.
+
+    Args:
+      lm: the language model.
+      words: the words.
+      template: a text that ends with `{}`, where the word stands ("The word {}", "词语{}"), so that
+        a row's last token is the word's own last token.
+
+    Raises:
+      UserError: the tokenizer cannot represent a word, or the template does not end with `{}`.
+    """
+    if not template.endswith("{}") or template.count("{}") != 1:
+        raise UserError(
+            f"The template {template!r} does not end with its only {{}}; "
+            "write one like 'The word {}', so that a row's last token is the word's."
+        )
+    check_words(lm, words)
+    return tokenize(lm, [template.removesuffix("{}") + word for word in words])
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeError:
+        return False
+    return True
