@@ -17,12 +17,10 @@ from tqdm import tqdm
 
 from emojax.errors import UserError
 from emojax.lm import decoder, intervene
+from emojax.lm.batching import Batch, batches, check_rows, check_tokens
 from emojax.lm.config import DecoderConfig
 from emojax.lm.intervene import Intervention
 from emojax.lm.model import LanguageModel
-
-# Rows are padded to one of these lengths (and on, doubling), so that few shapes are compiled.
-_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 class Tap(NamedTuple):
@@ -162,84 +160,6 @@ def check_taps(config: DecoderConfig, taps: Sequence[Tap]) -> None:
                 f"use one of {', '.join(decoder.SITES)}."
             )
         intervene.check_layer(config, tap.site, tap.layer, "A tap")
-
-
-def check_rows(config: DecoderConfig, rows: Sequence[Sequence[int]], room: int = 0) -> None:
-    """Refuses rows that the model cannot read, with `room` more tokens each.
-
-    Raises:
-      UserError: a row is empty or too long for the context, or a token is not in the vocabulary.
-    """
-    for number, row in enumerate(rows):
-        if len(row) == 0:
-            raise UserError(
-                f"Row {number} of the input has no tokens; give every row at least one."
-            )
-        if len(row) + room > config.context:
-            raise UserError(
-                f"Row {number} of the input has {len(row)} tokens (and {room} to generate), more "
-                f"than the model's context of {config.context}; shorten it."
-            )
-        if min(row) < 0 or max(row) >= config.vocab_size:
-            raise UserError(
-                f"Row {number} of the input has a token id outside 0 to {config.vocab_size - 1}; "
-                "use the model's own tokenizer."
-            )
-
-
-def check_tokens(
-    config: DecoderConfig, tokens: Int[Any, "batch time"], mask: Bool[Any, "batch time"]
-) -> None:
-    """`check_rows` for padded arrays; arrays traced by JAX pass unchecked."""
-    if isinstance(tokens, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
-        return
-    real = np.asarray(mask)
-    check_rows(config, [row[m] for row, m in zip(np.asarray(tokens), real, strict=True)])
-
-
-class Batch(NamedTuple):
-    """Right-padded rows: token ids, what of them is real, the rows' numbers.
-
-    `rows` is shorter than the batch where rows without tokens fill it up.
-    """
-
-    tokens: Int[np.ndarray, "batch time"]
-    mask: Bool[np.ndarray, "batch time"]
-    rows: Int[np.ndarray, " rows"]
-
-
-def padded_length(length: int) -> int:
-    """The length that a row is padded to."""
-    for candidate in _LENGTHS:
-        if length <= candidate:
-            return candidate
-    return 1 << (length - 1).bit_length()
-
-
-def pad(rows: Sequence[Sequence[int]], batch: int, time: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and mask `[batch, time]` of right-padded rows; rows without tokens fill up."""
-    tokens = np.zeros((batch, time), np.int32)
-    mask = np.zeros((batch, time), bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
-        mask[i, : len(row)] = True
-    return tokens, mask
-
-
-def batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[Batch]:
-    """The rows in batches of few shapes: padded lengths, and numbers of rows halving to one."""
-    by_length: dict[int, list[int]] = {}
-    for number, row in enumerate(rows):
-        by_length.setdefault(padded_length(len(row)), []).append(number)
-    found = []
-    for time, numbers in sorted(by_length.items()):
-        size = 1 << (max(1, batch_tokens // time).bit_length() - 1)
-        for start in range(0, len(numbers), size):
-            chunk = numbers[start : start + size]
-            batch = 1 << (len(chunk) - 1).bit_length()
-            tokens, mask = pad([rows[i] for i in chunk], batch, time)
-            found.append(Batch(tokens, mask, np.array(chunk, np.int32)))
-    return found
 
 
 def _passes(
