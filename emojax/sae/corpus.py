@@ -20,7 +20,7 @@ import numpy as np
 from emojax.errors import UserError
 from emojax.files import sha256
 from emojax.lm.model import LanguageModel
-from emojax.lm.text import tokenize
+from emojax.lm.text import bos_token, tokenize
 
 PIECE_CHARACTERS = 4096
 PIECES_PER_DOCUMENT = 16
@@ -246,12 +246,11 @@ def _long_rows(
     lm: LanguageModel, left: deque[str], config: DataConfig
 ) -> Iterator[tuple[int, ...]]:
     """Full rows, as many as each piece has; what is left at its end is dropped."""
-    bos = [] if lm.config.bos_token_id is None else [lm.config.bos_token_id]
-    width = config.row_tokens - len(bos)
+    bos, width = bos_token(lm), config.row_tokens - 1
     while left:
         (tokens,) = tokenize(lm, [left.pop()], bos=False)
         for begin in range(0, len(tokens) - width + 1, width):
-            yield (*bos, *tokens[begin : begin + width])
+            yield (bos, *tokens[begin : begin + width])
 
 
 def _take(

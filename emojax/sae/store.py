@@ -159,7 +159,7 @@ def capture(
     directory: Path,
     *,
     limit_gib: float,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 1024,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> dict[str, Split]:
     """Captures each split's rows into the store at `directory`, or goes on where it stopped.

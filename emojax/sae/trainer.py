@@ -156,13 +156,21 @@ def optimizer(rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.adam(rate, b1=0.9, b2=0.999, eps=6.25e-10)
 
 
-def start(
-    config: SaeConfig, sample: Float[np.ndarray, "tokens d_model"], adam, mesh: Mesh
-) -> TrainState:
-    """The state before the first step: the untrained dictionary, centred on a sample."""
-    scaled, _ = coder.scale(config, jnp.asarray(sample))
-    centre = coder.geometric_median(scaled)
-    variance = jnp.mean(jnp.sum((scaled - jnp.mean(scaled, axis=0)) ** 2, axis=1))
+def untrained(config: SaeConfig, split: Split) -> SparseAutoencoder:
+    """The dictionary before its first step, centred on a sample of the activations."""
+    return coder.init(config, coder.geometric_median(_sample(config, split)))
+
+
+def _sample(config: SaeConfig, split: Split) -> Float[Array, "tokens d_model"]:
+    sample = split.read(0, min(split.tokens, 16_384))
+    return coder.scale(config, jnp.asarray(sample.values * sample.norms[:, None]))[0]
+
+
+def start(config: SaeConfig, split: Split, adam, mesh: Mesh) -> TrainState:
+    """The state before the first step."""
+    sample = _sample(config, split)
+    centre = coder.geometric_median(sample)
+    variance = jnp.mean(jnp.sum((sample - jnp.mean(sample, axis=0)) ** 2, axis=1))
 
     def build(centre, variance):
         sae = coder.init(config, centre)
@@ -179,10 +187,33 @@ def start(
     return jax.jit(build, out_shardings=places)(centre, variance)
 
 
+@jax.custom_vjp
+def sum_shards(part: Float[Array, "tokens d_model"]) -> Float[Array, "tokens d_model"]:
+    """Sums what the shards of latents write; each shard's part gets the sum's own gradient."""
+    return jax.lax.psum(part, "latent")
+
+
+sum_shards.defvjp(lambda part: (sum_shards(part), None), lambda _, gradient: (gradient,))
+
+
+@jax.custom_vjp
+def into_shards(b_dec: Float[Array, " d_model"]) -> Float[Array, " d_model"]:
+    """The same vector for each shard of latents; its gradient is the sum of theirs."""
+    return b_dec
+
+
+into_shards.defvjp(
+    lambda b_dec: (b_dec, None), lambda _, gradient: (jax.lax.psum(gradient, "latent"),)
+)
+
+
 def losses(
     config: SaeConfig, settings: TrainConfig, params, idle, variance, x
 ) -> tuple[Array, dict[str, Array]]:
-    """Loss of a batch, seen from one shard: inside `shard_map` over the axes `data` and `latent`.
+    """Loss of one shard of tokens on one shard of latents: inside `shard_map`.
+
+    Only what `sum_shards` and `into_shards` say crosses shards in the gradient, so that it holds
+    for kernels of which JAX knows nothing; over `data` the caller averages.
 
     Args:
       config: what the dictionary is.
@@ -193,18 +224,15 @@ def losses(
       x: [tokens, d_model] the shard's scaled activations.
 
     Returns:
-      The mean over the batch, and what the log and the state need.
+      The mean over the shard's tokens, and what the log and the state need.
     """
-    # Copies are marked as each shard's own: their gradients are then summed over the shards.
-    x = jax.lax.pcast(x, "latent", to="varying")
-    copied = {name: ("data",) if name in LATENT_MAJOR else ("data", "latent") for name in params}
-    own = {name: jax.lax.pcast(params[name], copied[name], to="varying") for name in params}
-    sae = SparseAutoencoder(**own, config=config)
+    b_dec = params["b_dec"]
+    sae = SparseAutoencoder(**params | {"b_dec": into_shards(b_dec)}, config=config)
     codes = ARCHITECTURES[config.architecture](sae, x, "latent")
-    # b_dec counts once, not once per shard of latents.
-    part = sparse_decode(codes.values, codes.indices, sae.w_dec, jnp.zeros_like(sae.b_dec))
-    error = x - sae.b_dec - jax.lax.psum(part, "latent")
-    reconstruction = batch_mean(jnp.sum(error**2, axis=1)) / variance
+    nowhere = jnp.zeros_like(b_dec)
+    part = sparse_decode(codes.values, codes.indices, sae.w_dec, nowhere)
+    error = x - b_dec - sum_shards(part)
+    reconstruction = jnp.mean(jnp.sum(error**2, axis=1)) / variance
 
     dead = idle >= settings.dead_after_tokens
     n_dead = jax.lax.psum(jnp.sum(dead), "latent")
@@ -217,34 +245,28 @@ def losses(
             lambda: jnp.zeros(()),
         )
     fired = jnp.zeros_like(sae.b_enc).at[codes.indices].max(codes.values) > 0
-    active = jax.lax.psum(jnp.sum(codes.values > 0), ("data", "latent"))
+    active = jax.lax.psum(jnp.sum(codes.values > 0), "latent")
     return reconstruction + settings.aux_coefficient * auxiliary, {
         "reconstruction": reconstruction,
         "aux": auxiliary,
-        "l0": active / (x.shape[0] * settings.data_shards),
+        "l0": active / x.shape[0],
         "dead": n_dead,
-        "fired": jax.lax.pmax(fired.astype(jnp.int32), "data"),
+        "fired": fired,
     }
 
 
 def aux_loss(k_aux: int, sae: SparseAutoencoder, x, error, dead) -> Array:
     """Share of the error that the k_aux most active dead latents leave (Gao et al. 2024, §A.2).
 
-    The living are muted through their bias, so that the gradient of the dead is complete: decoder
-    rows, encoder rows and encoder biases.
+    Its gradient reaches the dead latents' decoder rows, encoder rows and encoder biases.
     """
-    muted = sae.b_enc + jnp.where(dead, 0.0, -1e30)
     k = min(k_aux, sae.b_enc.shape[0])
-    values, indices = topk_encode(x - jax.lax.stop_gradient(sae.b_dec), sae.w_enc, muted, k)
+    centred = x - jax.lax.stop_gradient(sae.b_dec)
+    values, indices = topk_encode(centred, sae.w_enc, sae.b_enc, k, mask=dead)
     values = coder.largest(values, k_aux, "latent")
     part = sparse_decode(values, indices, sae.w_dec, jnp.zeros_like(sae.b_dec))
-    left = error - jax.lax.psum(part, "latent")
-    return batch_mean(jnp.sum(left**2, axis=1)) / batch_mean(jnp.sum(error**2, axis=1))
-
-
-def batch_mean(x: Float[Array, " tokens"]) -> Float[Array, ""]:
-    """Mean over the whole batch, the same on every shard."""
-    return jax.lax.pmean(jnp.mean(x), ("data", "latent"))
+    left = jnp.mean(jnp.sum((error - sum_shards(part)) ** 2, axis=1))
+    return left / jax.lax.pmean(jnp.mean(jnp.sum(error**2, axis=1)), "data")
 
 
 def make_step(
@@ -255,20 +277,26 @@ def make_step(
     The state's memory is reused (donated).
     """
     rows = {"w_enc": P("latent"), "b_enc": P("latent"), "w_dec": P("latent"), "b_dec": P()}
-    scalars = {"reconstruction": P(), "aux": P(), "l0": P(), "dead": P()}
-    batch_loss = jax.shard_map(
-        functools.partial(losses, config, settings),
+
+    def shard(params, idle, variance, x):
+        (loss, metrics), gradients = jax.value_and_grad(
+            functools.partial(losses, config, settings), has_aux=True
+        )(params, idle, variance, x)
+        fired = jax.lax.pmax(metrics.pop("fired").astype(jnp.int32), "data")
+        return jax.lax.pmean((gradients, metrics | {"loss": loss}), "data"), fired
+
+    # Kernels need check_vma off: JAX cannot see what of their output varies over the mesh.
+    gradients_of = jax.shard_map(
+        shard,
         mesh=mesh,
         in_specs=(rows, P("latent"), P(), P("data")),
-        out_specs=(P(), scalars | {"fired": P("latent")}),
+        out_specs=((rows, P()), P("latent")),
+        check_vma=False,
     )
 
     def step(state: TrainState, x: Array) -> tuple[TrainState, dict[str, Array]]:
         scaled, _ = coder.scale(config, x)
-        (loss, metrics), gradients = jax.value_and_grad(batch_loss, has_aux=True)(
-            state.params, state.idle, state.variance, scaled
-        )
-        fired = metrics.pop("fired") > 0
+        (gradients, metrics), fired = gradients_of(state.params, state.idle, state.variance, scaled)
         # Decoder rows stay on the unit sphere: the gradient's radial part would only be undone.
         row = state.params["w_dec"]
         radial = jnp.sum(gradients["w_dec"] * row, axis=1, keepdims=True)
@@ -277,9 +305,9 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         norm = jnp.linalg.norm(params["w_dec"], axis=1, keepdims=True)
         params = params | {"w_dec": params["w_dec"] / norm}
-        idle = jnp.where(fired, 0, jnp.minimum(state.idle + x.shape[0], 2**30))
+        idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + x.shape[0], 2**30))
         new = TrainState(params, moments, idle, state.variance, state.step + 1)
-        return new, metrics | {"loss": loss}
+        return new, metrics
 
     def placed(state: TrainState, x: Array) -> tuple[TrainState, dict[str, Array]]:
         new, metrics = step(state, x)
@@ -329,8 +357,7 @@ def train(
     adam = optimizer(rate)
     step_fn = make_step(config, settings, adam, mesh)
     batch_place = NamedSharding(mesh, P("data"))
-    sample = split.read(0, min(split.tokens, 16_384))
-    state = start(config, sample.values * sample.norms[:, None], adam, mesh)
+    state = start(config, split, adam, mesh)
     log = Log(directory / "training_log.jsonl")
     with (
         Checkpoints(directory / "checkpoints", settings.keep) as checkpoints,

@@ -1,0 +1,1 @@
+"""Other libraries' dictionaries, one file per format."""

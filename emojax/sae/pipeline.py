@@ -1,0 +1,102 @@
+"""The whole way from text to an artefact: read, capture, train, measure, write."""
+
+import dataclasses
+import importlib.metadata
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emojax import files
+from emojax.errors import UserError
+from emojax.lm import sources
+from emojax.lm.capture import Tap, check_taps
+from emojax.sae import artefact as artefacts
+from emojax.sae import corpus, metrics, store, trainer
+
+if TYPE_CHECKING:
+    from emojax.config import Config
+
+PACKAGES = ("emojax", "emojax-kernels", "jax", "optax", "numpy", "transformers", "tensorstore")
+
+
+def run(
+    config: "Config",
+    corpora: Sequence[tuple[str, Path]],
+    *,
+    out: Path,
+    artefact: Path,
+    store_dir: Path | None,
+    command: str,
+) -> dict[str, Any]:
+    """Trains and measures a dictionary, and writes it as an artefact.
+
+    What can be wrong is checked before anything long begins; each stage goes on from what an
+    interrupted run left.
+
+    Args:
+      config: model, dictionary, data, training.
+      corpora: language and path of each text file.
+      out: the run's folder: log and checkpoints.
+      artefact: the result's folder.
+      store_dir: where activations are kept (None: in the cache, under the text's digest).
+      command: how the run was started, for the record.
+
+    Returns:
+      What `evaluation.json` holds.
+
+    Raises:
+      UserError: something in the input is bad.
+      KeyboardInterrupt: a signal came; the same call goes on.
+    """
+    sae, data, train = config.sae, config.data, config.train
+    trainer.make_mesh(train, sae.n_latents)
+    files.writable_dir(out)
+    files.writable_dir(artefact)
+    texts = [corpus.read(language, path) for language, path in corpora]
+    lm = sources.load(sae.model)
+    tap = Tap(sae.layer, sae.site)
+    check_taps(lm.config, [tap])
+    if sae.d_model != lm.config.d_model:
+        raise UserError(
+            f"The SAE's d_model is {sae.d_model} but {lm.name} is {lm.config.d_model} wide; set "
+            f"sae.d_model={lm.config.d_model}."
+        )
+    rows = corpus.draw(lm, texts, data)
+    if store_dir is None:
+        name = f"{lm.name}-{sae.layer}-{sae.site}-{rows['train'].digest[:12]}"
+        store_dir = files.cache_dir() / "activations" / name
+    splits = store.capture(lm, tap, rows, store_dir, limit_gib=data.store_gib)
+
+    sources_record = [
+        {"language": text.language, "file": text.path.name, "sha256": text.sha256} for text in texts
+    ]
+    origin = {
+        "model": {"name": lm.name, "fingerprint": lm.fingerprint},
+        "data": dataclasses.asdict(data),
+        "corpora": sources_record,
+        "text": {split: part.digest for split, part in rows.items()},
+    }
+    trained = trainer.train(sae, train, splits["train"], out, provenance=origin)
+    trained = artefacts.rounded(trained)
+    untrained = trainer.untrained(sae, splits["train"])
+
+    both = {"trained": trained, "untrained": untrained}
+    evaluation: dict[str, Any] = {
+        name: metrics.reconstruction(dictionary, splits["heldout"])
+        for name, dictionary in both.items()
+    }
+    mean = metrics.mean_activation(splits["heldout"])
+    evaluation["loss"] = metrics.loss_recovered(lm, tap, both, rows["heldout"], mean)
+    provenance = origin | {
+        "train": dataclasses.asdict(train),
+        "tokens": {name: split.tokens for name, split in splits.items()},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "command": command,
+        "made": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    log = out / "training_log.jsonl"
+    artefacts.save(artefact, trained, untrained, provenance, evaluation, log)
+    return evaluation

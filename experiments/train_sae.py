@@ -1,0 +1,44 @@
+"""Captures activations, trains a dictionary on them, measures it, and writes it as an artefact.
+
+Each stage goes on from what an interrupted run of the same command left behind.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from emojax import config as configs
+from emojax.errors import run
+from emojax.sae import pipeline
+from emojax.sae.corpus import parse_corpora
+
+CONFIG = flags.DEFINE_string("config", None, "A file of configs/.", required=True)
+SET = flags.DEFINE_multi_string("set", [], "An override such as sae.k=32; may be repeated.")
+CORPUS = flags.DEFINE_string(
+    "corpus", None, "Text by language: en=novels.txt.gz,en=posts.tsv,zh=….", required=True
+)
+OUT = flags.DEFINE_string("out", None, "The run's folder (default: runs/train_sae/<config>).")
+STORE = flags.DEFINE_string("store", None, "Stored activations (default: in the cache).")
+ARTEFACT = flags.DEFINE_string("artefact", None, "The result's folder (default: <out>/artefact).")
+
+
+def main(_):
+    """Runs the pipeline and prints what it measured."""
+    config = configs.load(Path(CONFIG.value), SET.value)
+    out = Path(OUT.value or f"runs/train_sae/{Path(CONFIG.value).stem}")
+    evaluation = pipeline.run(
+        config,
+        parse_corpora(CORPUS.value),
+        out=out,
+        artefact=Path(ARTEFACT.value) if ARTEFACT.value else out / "artefact",
+        store_dir=Path(STORE.value) if STORE.value else None,
+        command="python -m experiments.train_sae " + shlex.join(sys.argv[1:]),
+    )
+    print(json.dumps(evaluation, indent=2))
+
+
+if __name__ == "__main__":
+    run(main)
