@@ -1,0 +1,213 @@
+"""Tiny GGUF files with random weights, and the Hugging Face weights that they stand for."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf.constants import GGMLQuantizationType as Kind
+from gguf.quants import dequantize, quantize
+
+D, FF, HEADS, KV, HEAD_DIM, LAYERS = 64, 96, 4, 2, 32, 7
+WORDS = ("happy", "happiness", "sad", "word", "the", "快乐", "词语")
+
+
+def sentencepiece_vocabulary() -> tuple[list[str], list[float], list[int]]:
+    """Tokens, scores and types as in Gemma's GGUF: bytes, runs of newlines and spaces, pieces."""
+    rows = [(t, -1000.0, 3) for t in ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>")]
+    rows += [(t, -1000.0, 4) for t in ("\n", "\n\n", "  ", "   ")]
+    rows += [(f"<0x{i:02X}>", 0.0, 6) for i in range(256)]
+    pieces = {}
+    for word in WORDS:
+        for text in ("▁" + word, word):
+            for end in range(2, len(text) + 1):
+                pieces[text[:end]] = None
+    pieces = list(pieces) + sorted({c for word in WORDS for c in word} | {"▁"} | set("Te,."))
+    rows += [(piece, -float(i), 1) for i, piece in enumerate(pieces)]
+    tokens, scores, types = map(list, zip(*rows, strict=True))
+    return tokens, scores, types
+
+
+@functools.cache
+def _byte_characters() -> tuple[str, ...]:
+    """GPT-2's printable stand-ins for the 256 bytes."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return tuple(sorted(ByteLevel.alphabet()))
+
+
+def byte_level_vocabulary() -> tuple[list[str], list[str], list[int]]:
+    """Tokens, merges and types as in SmolLM2's GGUF."""
+    merges = ["Ġ h", "Ġh a", "p p", "Ġha pp", "Ġhapp y", "1 2"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *_byte_characters()]
+    types = [3, 3, 3] + [1] * 256
+    tokens += [merge.replace(" ", "") for merge in merges]
+    return tokens, merges, types + [1] * len(merges)
+
+
+def hf_weights(architecture: str, vocabulary: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random weights under Hugging Face's names, in its layout."""
+    random = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.normal(size=shape).astype(np.float32) * 0.2
+
+    weights = {"model.embed_tokens.weight": normal(vocabulary, D), "model.norm.weight": normal(D)}
+    for i in range(LAYERS):
+        layer = {
+            "self_attn.q_proj": normal(HEADS * HEAD_DIM, D),
+            "self_attn.k_proj": normal(KV * HEAD_DIM, D),
+            "self_attn.v_proj": normal(KV * HEAD_DIM, D),
+            "self_attn.o_proj": normal(D, HEADS * HEAD_DIM),
+            "mlp.gate_proj": normal(FF, D),
+            "mlp.up_proj": normal(FF, D),
+            "mlp.down_proj": normal(D, FF),
+            "input_layernorm": normal(D),
+            "post_attention_layernorm": normal(D),
+        }
+        if architecture == "gemma3":
+            layer |= {
+                "self_attn.q_norm": normal(HEAD_DIM),
+                "self_attn.k_norm": normal(HEAD_DIM),
+                "pre_feedforward_layernorm": normal(D),
+                "post_feedforward_layernorm": normal(D),
+            }
+        weights |= {f"model.layers.{i}.{name}.weight": value for name, value in layer.items()}
+    return weights
+
+
+_SHORT = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def _gguf_name(architecture: str, name: str) -> str:
+    post = "post_attention_norm" if architecture == "gemma3" else "ffn_norm"
+    short = _SHORT | {"post_attention_layernorm": post}
+    stem = name.removesuffix(".weight")
+    if stem in short:
+        return f"{short[stem]}.weight"
+    _, _, layer, rest = stem.split(".", 3)
+    return f"blk.{layer}.{short[rest]}.weight"
+
+
+def _permuted(weights: np.ndarray, heads: int) -> np.ndarray:
+    """Llama's Q and K rows as llama.cpp's convert_hf_to_gguf.py stores them."""
+    rows = weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
+    return rows.swapaxes(1, 2).reshape(weights.shape)
+
+
+def write(
+    path: Path,
+    architecture: str = "gemma3",
+    kind: Kind = Kind.Q8_0,
+    metadata: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Writes a tiny model; matrices quantised to `kind`, norms as float32.
+
+    `metadata` replaces fields (None leaves one out); `tensors` adds tensors under GGUF's names.
+    Returns the Hugging Face weights that a right conversion gives.
+    """
+    fields: dict[str, Any] = {
+        f"{architecture}.{name}": value
+        for name, value in {
+            "block_count": LAYERS,
+            "context_length": 128,
+            "embedding_length": D,
+            "feed_forward_length": FF,
+            "attention.head_count": HEADS,
+            "attention.head_count_kv": KV,
+            "attention.layer_norm_rms_epsilon": 1e-6,
+            "attention.key_length": HEAD_DIM,
+            "attention.value_length": HEAD_DIM,
+            "rope.freq_base": 10000.0,
+        }.items()
+    }
+    if architecture == "gemma3":
+        tokens, scores, types = sentencepiece_vocabulary()
+        fields |= {
+            "gemma3.attention.sliding_window": 16,
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.scores": scores,
+            "tokenizer.ggml.bos_token_id": 2,
+            "tokenizer.ggml.eos_token_id": 1,
+            "tokenizer.ggml.unknown_token_id": 3,
+            "tokenizer.ggml.padding_token_id": 0,
+            "tokenizer.ggml.add_bos_token": True,
+        }
+    else:
+        tokens, merges, types = byte_level_vocabulary()
+        fields |= {
+            "llama.rope.dimension_count": HEAD_DIM,
+            "llama.vocab_size": len(tokens),
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "smollm",
+            "tokenizer.ggml.merges": merges,
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.ggml.unknown_token_id": 0,
+            "tokenizer.ggml.padding_token_id": 2,
+            "tokenizer.ggml.add_bos_token": False,
+            "tokenizer.chat_template": "{{ messages[0]['content'] }}",
+        }
+    fields |= {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    fields |= metadata or {}
+
+    writer = gguf.GGUFWriter(path, fields.pop("general.architecture", architecture))
+    for key, value in fields.items():
+        _add(writer, key, value)
+    expected = {}
+    for name, value in hf_weights(architecture, len(tokens)).items():
+        stored = value
+        heads = {"q_proj": HEADS, "k_proj": KV}.get(name.split(".")[-2])
+        if architecture == "llama" and heads:
+            stored = _permuted(value, heads)
+        if architecture == "gemma3" and "norm" in name:
+            stored = value + np.float32(1)
+        if value.ndim == 1:
+            writer.add_tensor(_gguf_name(architecture, name), stored)
+            expected[name] = stored - np.float32(1) if architecture == "gemma3" else value
+        else:
+            data = quantize(stored, kind)
+            writer.add_tensor(_gguf_name(architecture, name), data, raw_dtype=kind)
+            # Blocks run along rows and only rows are permuted, so the two commute.
+            expected[name] = dequantize(quantize(value, kind), kind)
+    for name, value in (tensors or {}).items():
+        writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif value is not None:
+        writer.add_array(key, value)
