@@ -39,7 +39,8 @@ FEATURE_SETS: dict[FeatureSet, str] = {
     "outside": "As many outside the space",
     "untrained": "As many, untrained dictionary",
     "dense": "Residual stream (dense)",
-    "length": "Word and token length",
+    "transfer": "Shared, from the other language",
+    "length": "Length, tokens, frequency",
 }
 METHODS: dict[Method, str] = {
     "sae": "Emotion features",
@@ -83,7 +84,7 @@ def emotion_space(space: Space) -> str:
     flips = [-1 if r.get(pair, 1) < 0 else 1 for pair in ((1, "valence"), (2, "arousal"))]
     xy = np.array(space["coords"], float)[:, :2] * flips
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+        figure = Figure(figsize=(5.9, 5.3), layout="constrained")
         axes = figure.subplots()
         sizes = [_marker_area(a, space["arousal"]) for a in space["arousal"]]
         rated = np.array([v is not None for v in space["valence"]])
@@ -128,7 +129,7 @@ def rating_scatter(scatter: Scatter, rating: Rating) -> str:
     what = f"{LANGUAGES[scatter['language']]} {scatter['target']}"
     correlation = f"r = {rating['r']:.2f} [{rating['ci_low']:.2f}, {rating['ci_high']:.2f}]"
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(3.9, 3.6), layout="constrained")
+        figure = Figure(figsize=(5.4, 4.3), layout="constrained")
         axes = figure.subplots()
         axes.set_title(f"{what}: {_minus(correlation)}")
         # Thousands of dots are an image inside the SVG; frame and letters stay lines.
@@ -160,7 +161,7 @@ def feature_sets(ratings: Sequence[Rating], language: Language, target: Target) 
     rows.sort(key=lambda rating: list(FEATURE_SETS).index(rating["feature_set"]))
     what = f"{LANGUAGES[language]} {target}"
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6, 0.55 + 0.3 * max(len(rows), 2)), layout="constrained")
+        figure = Figure(figsize=(5.4, 0.6 + 0.3 * max(len(rows), 2)), layout="constrained")
         axes = figure.subplots()
         axes.set_title(what)
         for y, row in enumerate(rows):
@@ -168,11 +169,10 @@ def feature_sets(ratings: Sequence[Rating], language: Language, target: Target) 
             colour = _ORANGE if own else _GREY
             axes.plot([row["ci_low"], row["ci_high"]], [y, y], color=colour, linewidth=2)
             axes.plot(row["r"], y, "o" if own else "D", color=colour, markersize=6 if own else 5)
-            # A white halo would not do on a dark page: the number stands clear of the dot instead.
             axes.annotate(
                 _minus(f"{row['r']:.2f}"),
-                (row["ci_high"], y),
-                xytext=(5, 0),
+                (max(row["ci_high"], row["null"]["high"] if row["null"] else row["ci_high"]), y),
+                xytext=(6, 0),
                 textcoords="offset points",
                 va="center",
             )
@@ -239,7 +239,7 @@ def dictionaries(sae: Sae) -> str:
         "loss_recovered": "Loss recovered",
     }
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 1.9), layout="constrained")
+        figure = Figure(figsize=(5.4, 2.0), layout="constrained")
         axes = figure.subplots()
         for kind, marker, colour, y_offset in (
             ("trained", "o", _ORANGE, -0.14),
@@ -286,7 +286,7 @@ def steering(summary: Sequence[SteeringSummary], language: Language) -> str:
     colours = {"sae": _ORANGE, "diffmean": _BLUE, "random": _GREY, "none": _GREY}
     markers = {"sae": "o", "diffmean": "s", "random": "D", "none": "^"}
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+        figure = Figure(figsize=(5.4, 3.9), layout="constrained")
         axes = figure.subplots()
         axes.set_title(LANGUAGES[language])
         for row in rows:
@@ -323,7 +323,7 @@ def steering(summary: Sequence[SteeringSummary], language: Language) -> str:
         axes.grid(color=_INK, alpha=0.12, linewidth=0.5)
         axes.set_xlabel("perplexity ratio (1 = as likely as unsteered text)")
         axes.set_ylabel("texts with a word of the emotion")
-        figure.legend(loc="outside lower left", ncols=2, frameon=False)
+        figure.legend(loc="outside lower left", ncols=4, frameon=False)
         said = "; ".join(
             f"{METHODS[row['method']]}: {row['emotion_word']['value']:.0%} at ratio "
             f"{row['perplexity_ratio']['value']:.2f}"
@@ -369,51 +369,40 @@ def _label_points(
 
     angles = np.arange(16) * np.pi / 8
     away = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    places = [
-        # The box touches the point's disc at distance 0 and stands off by 9 points per step.
-        [
-            centres[i] + away * (radii[i] + 1 + 9 * step * per_point) + away * sizes[i] / 2
-            for step in range(5)
-        ]
-        for i in range(len(labels))
-    ]
-    boxes = np.stack([_box(places[i][0][0], sizes[i]) for i in range(len(labels))])
-    chosen = [(0, 0)] * len(labels)
+    # To the right and to the left reads best, then close by; a step away is 9 points.
+    steps = np.repeat(np.arange(5), len(away))
+    preference = 12 * steps + np.tile(3 * np.abs(away[:, 1]) + (away[:, 0] < 0), 5)
+    places, costs = [], []
+    for centre, radius, size in zip(centres, radii, sizes, strict=True):
+        reach = radius + 1 + 9 * steps[:, None] * per_point + size / 2
+        middle = centre + np.tile(away, (5, 1)) * reach
+        box = np.concatenate([middle - size / 2, middle + size / 2], axis=1)
+        out = (box[:, :2] < inside.min).sum(axis=1) + (box[:, 2:] > inside.max).sum(axis=1)
+        places.append(box)
+        costs.append(preference + 2 * _overlaps(box, points).sum(axis=1) + 1e4 * out)
+    chosen = np.argmin(costs, axis=1)
     for _ in range(6):
         for i in range(len(labels)):
-            costs = {}
-            for step, ring in enumerate(places[i]):
-                for side, centre in enumerate(ring):
-                    box = _box(centre, sizes[i])
-                    others = np.delete(boxes, i, axis=0)
-                    over = 3 * _overlap(box, others).sum() + 2 * _overlap(box, points).sum()
-                    out = box[:2] < inside.min, box[2:] > inside.max
-                    # To the right and left reads best, then close by.
-                    preference = 12 * step + 3 * abs(away[side, 1]) + (away[side, 0] < 0)
-                    costs[step, side] = over + 1e4 * np.sum(out) + preference
-            chosen[i] = min(costs, key=lambda place: costs[place])
-            boxes[i] = _box(places[i][chosen[i][0]][chosen[i][1]], sizes[i])
+            others = np.stack([places[j][chosen[j]] for j in range(len(labels)) if j != i])
+            chosen[i] = np.argmin(costs[i] + 3 * _overlaps(places[i], others).sum(axis=1))
     to_data = axes.transData.inverted()
-    for i, (text, (step, _)) in enumerate(zip(texts, chosen, strict=True)):
-        centre = (boxes[i, :2] + boxes[i, 2:]) / 2
-        text.set_position(tuple(to_data.transform(centre)))
+    for i, text in enumerate(texts):
+        box = places[i][chosen[i]]
+        text.set_position(tuple(to_data.transform((box[:2] + box[2:]) / 2)))
         text.set(ha="center", va="center_baseline", zorder=3)
-        if step:
-            near = np.clip(centres[i], boxes[i, :2] + 1, boxes[i, 2:] - 1)
+        if steps[chosen[i]]:
+            near = np.clip(centres[i], box[:2] + 1, box[2:] - 1)
             ends = to_data.transform(np.stack([centres[i], near]))
             axes.plot(*ends.T, color=_INK, alpha=0.5, linewidth=0.5, zorder=1)
 
 
-def _box(centre: Float[np.ndarray, "2"], size: Float[np.ndarray, "2"]) -> Float[np.ndarray, "4"]:
-    return np.concatenate([centre - size / 2, centre + size / 2])
-
-
-def _overlap(
-    box: Float[np.ndarray, "4"], others: Float[np.ndarray, "n 4"]
-) -> Float[np.ndarray, " n"]:
-    """Areas that `box` shares with each of `others` (left, bottom, right, top)."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    return np.clip(high - low, 0, None).prod(axis=1)
+def _overlaps(
+    boxes: Float[np.ndarray, "n 4"], others: Float[np.ndarray, "m 4"]
+) -> Float[np.ndarray, "n m"]:
+    """Areas that each of `boxes` shares with each of `others` (left, bottom, right, top)."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    return np.clip(high - low, 0, None).prod(axis=-1)
 
 
 def _svg(figure: Figure, name: str, title: str, description: str) -> str:

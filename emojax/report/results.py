@@ -26,10 +26,11 @@ FeatureSet = Literal[
     "space",  # latents of the language's own emotion space
     "intersection",  # latents that are in the emotion space of both languages
     "all_latents",  # the whole trained dictionary
-    "outside",  # latents outside the space, as many as "space" has
+    "outside",  # as many random latents outside the space; the middle one of several draws
     "untrained",  # the untrained dictionary, as many latents as "space" has
     "dense",  # the residual stream itself
-    "length",  # word length and number of tokens
+    "length",  # word length, number of tokens and frequency
+    "transfer",  # the shared latents, the regression trained on the other language's words
 ]
 
 
@@ -157,6 +158,18 @@ class Rating(TypedDict):
     null: Null | None
 
 
+class Difference(TypedDict):
+    """How much better one feature set is than another on the same words; paired bootstrap."""
+
+    language: Language
+    target: Target
+    one: FeatureSet
+    other: FeatureSet
+    r: float  # r of `one` minus r of `other`
+    ci_low: float
+    ci_high: float
+
+
 class Scatter(TypedDict):
     """The words behind one `Rating`; equal lengths, human and predicted on the norm's scale."""
 
@@ -179,6 +192,16 @@ class ComponentCorrelation(TypedDict):
     p: float  # permutation of the categories
 
 
+class Recovered(TypedDict):
+    """Held-out recovery of the categories' human ratings from several components together."""
+
+    target: Target
+    r: float
+    ci_low: float
+    ci_high: float
+    p: float  # permutation of the categories
+
+
 class Space(TypedDict):
     """The emotion space of one language. Lists over categories are in the order of `emotions`."""
 
@@ -191,6 +214,7 @@ class Space(TypedDict):
     arousal: list[float | None]
     ratings_scale: str  # "Glasgow norms, 1–9"
     correlations: list[ComponentCorrelation]
+    recovered: list[Recovered]
     rdm: list[list[float]]  # [categories][categories] dissimilarity, zero diagonal
     rdm_measure: str  # "1 − Pearson r"
 
@@ -303,6 +327,7 @@ class Results(TypedDict):
     sae: Sae
     features: Features
     ratings: list[Rating]
+    differences: list[Difference]
     scatters: list[Scatter]
     spaces: list[Space]
     cross_language: CrossLanguage | None

@@ -15,6 +15,9 @@ import numpy as np
 from jaxtyping import Float
 
 from emojax.errors import UserError
+from emojax.lm.batching import check_rows, pad, padded_length
+from emojax.lm.loss import next_token_loss
+from emojax.lm.model import LanguageModel
 from emojax.steer.judge import Judge
 
 _CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
@@ -128,20 +131,28 @@ def language_switch(text: str, language: str) -> bool | None:
 
 
 def perplexities(
-    losses: Float[np.ndarray, "rows time"], starts: Sequence[int], ends: Sequence[int]
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]
 ) -> list[float | None]:
-    """Perplexity of the tokens `starts[i]` to `ends[i]` (exclusive) of each row.
+    """Perplexity, under the model as it is, of what was written after each prompt.
 
     Args:
-      losses: `losses[i, t]` is the cross entropy, in nats, of row i's token t + 1.
-      starts: each row's first continuation token, at least 1.
-      ends: each row's length.
+      lm: the language model.
+      prompts: token ids, at least one each.
+      written: the token ids that follow.
 
     Returns:
-      One number per row; None for a row that ends with its prompt.
+      The exponential of the mean cross entropy per row; None where nothing was written.
+
+    Raises:
+      UserError: a prompt is empty, or a row is too long for the model.
     """
-    rows = zip(losses, starts, ends, strict=True)
-    return [math.exp(float(row[a - 1 : b - 1].mean())) if b > a else None for row, a, b in rows]
+    rows = [[*prompt, *after] for prompt, after in zip(prompts, written, strict=True)]
+    check_rows(lm.config, rows)
+    tokens, mask = pad(rows, len(rows), padded_length(max(map(len, rows))))
+    losses = np.asarray(next_token_loss(lm.config, lm.params, tokens, mask), np.float64)
+    # Entry t is the loss of token t + 1.
+    spans = [losses[i, len(p) - 1 : len(rows[i]) - 1] for i, p in enumerate(prompts)]
+    return [float(np.exp(span.mean())) if span.size else None for span in spans]
 
 
 def mean(values: Sequence[float | bool], groups: Sequence[object], seed: int) -> Estimate:

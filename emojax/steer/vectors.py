@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -14,6 +16,9 @@ from jaxtyping import Float
 
 from emojax import files
 from emojax.errors import UserError
+from emojax.lm import decoder
+from emojax.lm.intervene import Intervention, direction
+from emojax.lm.model import LanguageModel
 
 # A vector of strength s adds s·‖h‖ times its direction to the residual h of a token.
 UNIT = "residual-norm fraction"
@@ -167,6 +172,71 @@ def random_directions(
         SteeringVector(emotion, direction, layer, site, source)
         for emotion, direction in zip(emotions, directions, strict=True)
     ]
+
+
+def stack(
+    vectors: Sequence[SteeringVector | None], strength: float, start: Any = 0
+) -> Intervention:
+    """One batch in which every row is steered by its own vector, and None is left as it is.
+
+    Args:
+      vectors: one per row; those that are not None add at the same layer and site.
+      strength: how much is added, as a fraction of each token's own residual norm.
+      start: the first token edited, counted from a row's first token: one number, or one per row.
+        With the length of the prompt minus 1 the prompt is read as it is, but for its last token.
+
+    Raises:
+      UserError: no row has a vector, or two do not fit each other.
+    """
+    given = [vector for vector in vectors if vector is not None]
+    if not given:
+        raise UserError("No row has a steering vector; give at least one, or generate without.")
+    first = given[0]
+    for vector in given:
+        one, other = ((v.layer, v.site, v.unit, len(v.direction)) for v in (first, vector))
+        if one != other:
+            raise UserError(
+                f"The steering vectors of {first.emotion} and {vector.emotion} differ in layer, "
+                f"site, unit or width ({one}, {other}); steer with them one after the other."
+            )
+    nothing = np.zeros_like(first.direction)
+    return direction(
+        "add",
+        np.stack([nothing if vector is None else vector.direction for vector in vectors]),
+        layer=first.layer,
+        site=first.site,
+        strength=np.float32(strength),
+        unit="fraction",
+        rows=np.array([vector is not None for vector in vectors], np.float32),
+        positions=(start, np.iinfo(np.int32).max),
+    )
+
+
+def promoted_tokens(
+    lm: LanguageModel, vectors: Sequence[SteeringVector], k: int
+) -> list[list[str]]:
+    """The k tokens that each direction promotes most, strongest first (the logit lens).
+
+    The direction goes through the final norm and the unembedding, as in the output score of Arad et
+    al. 2025 (arXiv:2505.20063): if they are names of the emotion, the vector may do no more than
+    make the model say them.
+
+    Raises:
+      UserError: the vectors are of another width than the model.
+    """
+    if not vectors:
+        return []
+    directions = np.stack([vector.direction for vector in vectors])
+    if directions.shape[1] != lm.config.d_model:
+        raise UserError(
+            f"The steering vectors are {directions.shape[1]} wide and {lm.name} is "
+            f"{lm.config.d_model}; make them with this model."
+        )
+    # At the norm of √d_model the norm's epsilon is as small beside it as for a residual.
+    scaled = jnp.asarray(directions * np.sqrt(lm.config.d_model))
+    logits = decoder.unembed(lm.config, lm.params, decoder.final_norm(lm.config, lm.params, scaled))
+    _, best = jax.lax.top_k(logits, k)
+    return [[lm.tokenizer.decode([int(token)]) for token in row] for row in np.asarray(best)]
 
 
 def save(vectors: Sequence[SteeringVector], folder: Path) -> None:

@@ -1,12 +1,14 @@
-import math
-
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
+from steer_model import CONFIG, tiny_model
 
 from emojax.errors import UserError
+from emojax.lm import decoder
 from emojax.steer import evaluate
 from emojax.steer.evaluate import Written
 from emojax.steer.judge import Judge
@@ -55,9 +57,21 @@ def test_language_switch_goes_by_most_letters(text, language, switched):
     assert evaluate.language_switch(text, language) is switched
 
 
-def test_perplexity_is_over_the_continuation_only():
-    losses = np.array([[9.0, 1.0, 3.0, 9.0], [9.0, 9.0, 9.0, 9.0]])
-    assert evaluate.perplexities(losses, [2, 3], [4, 3]) == [pytest.approx(math.exp(2.0)), None]
+def test_perplexity_is_of_the_continuation_given_its_prompt():
+    lm = tiny_model()
+    prompts, written = [[1, 2, 3], [4], [5, 6]], [[7, 8], [9, 10, 11, 12], []]
+    rows = [[*p, *w, *[0] * (5 - len(p) - len(w))] for p, w in zip(prompts, written, strict=True)]
+    mask = [[i < len(p) + len(w) for i in range(5)] for p, w in zip(prompts, written, strict=True)]
+    logits = decoder.logits(CONFIG, lm.params, jnp.array(rows), jnp.array(mask))
+    logprobs = np.asarray(jax.nn.log_softmax(logits))
+    first = (logprobs[0, 2, 7] + logprobs[0, 3, 8]) / 2
+    second = np.mean([logprobs[1, i, token] for i, token in enumerate(written[1])])
+    found = evaluate.perplexities(lm, prompts, written)
+    assert found == [
+        pytest.approx(np.exp(-first), 1e-4),
+        pytest.approx(np.exp(-second), 1e-4),
+        None,
+    ]
 
 
 def test_the_interval_resamples_groups_not_texts():

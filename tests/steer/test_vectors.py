@@ -2,8 +2,10 @@ import json
 
 import numpy as np
 import pytest
+from steer_model import CONFIG, tiny_model
 
 from emojax.errors import UserError
+from emojax.lm.generate import GenerateSettings, generate
 from emojax.steer import vectors
 from emojax.steer.vectors import Source, SteeringVector
 
@@ -123,3 +125,44 @@ def test_damaged_vectors_are_refused_by_name(tmp_path, damage):
     damage(tmp_path)
     with pytest.raises(UserError, match=f"steering vectors in {tmp_path}"):
         vectors.load(tmp_path)
+
+
+def test_every_row_has_its_own_vector_and_none_is_bit_identical():
+    lm = tiny_model()
+    joy, fear = vectors.random_directions(["joy", "fear"], CONFIG.d_model, 1, "resid_post", 0)
+    settings = GenerateSettings(max_new_tokens=4, temperature=0.0)
+    prompts = [[1, 2, 3]] * 3
+    plain = generate(lm, prompts, settings)
+    together = generate(lm, prompts, settings, [vectors.stack([None, joy, fear], 0.8)])
+    alone = generate(lm, prompts[:1], settings, [vectors.stack([fear], 0.8)])
+    np.testing.assert_array_equal(together.logprobs[0], plain.logprobs[0])
+    np.testing.assert_allclose(together.logprobs[2], alone.logprobs[0], rtol=1e-5)
+    assert abs(together.logprobs[1][0] - plain.logprobs[1][0]) > 1e-4
+    assert abs(together.logprobs[1][0] - together.logprobs[2][0]) > 1e-4
+
+
+def test_vectors_that_do_not_fit_each_other_or_the_model_are_refused():
+    lm = tiny_model()
+    joy, fear = vectors.random_directions(["joy", "fear"], CONFIG.d_model, 1, "resid_post", 0)
+    (late,) = vectors.random_directions(["late"], CONFIG.d_model, 0, "resid_post", 0)
+    (wide,) = vectors.random_directions(["wide"], CONFIG.d_model + 1, 1, "resid_post", 0)
+    with pytest.raises(UserError, match="joy and late differ in layer"):
+        vectors.stack([joy, fear, late], 0.1)
+    with pytest.raises(UserError, match="No row"):
+        vectors.stack([None], 0.1)
+    with pytest.raises(UserError, match=f"{CONFIG.d_model + 1} wide and tiny is {CONFIG.d_model}"):
+        vectors.promoted_tokens(lm, [wide], 3)
+    with pytest.raises(UserError, match="does not fit"):
+        generate(lm, [[1, 2]], GenerateSettings(max_new_tokens=1), [vectors.stack([wide], 0.1)])
+
+
+def test_a_direction_promotes_the_token_that_it_unembeds_to():
+    lm = tiny_model()
+    embeddings = np.asarray(lm.params["embed"])
+    chosen = [
+        SteeringVector("joy", embeddings[t], 1, "resid_post", Source("random")) for t in (5, 9)
+    ]
+    promoted = vectors.promoted_tokens(lm, chosen, 3)
+    assert [tokens[0] for tokens in promoted] == ["<5>", "<9>"]
+    assert [len(tokens) for tokens in promoted] == [3, 3]
+    assert vectors.promoted_tokens(lm, [], 3) == []

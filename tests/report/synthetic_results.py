@@ -5,11 +5,34 @@ import numpy as np
 from emojax.report import results
 from emojax.report.results import Results
 
-EMOTIONS = """
-    admiration amusement anger annoyance approval caring confusion curiosity desire disappointment
-    disapproval disgust embarrassment excitement fear gratitude grief joy love nervousness optimism
-    pride relief remorse sadness surprise
-""".split()
+EMOTIONS = [
+    "admiration",
+    "amusement",
+    "anger",
+    "annoyance",
+    "approval",
+    "caring",
+    "confusion",
+    "curiosity",
+    "desire",
+    "disappointment",
+    "disapproval",
+    "disgust",
+    "embarrassment",
+    "excitement",
+    "fear",
+    "gratitude",
+    "grief",
+    "joy",
+    "love",
+    "nervousness",
+    "optimism",
+    "pride",
+    "relief",
+    "remorse",
+    "sadness",
+    "surprise",
+]
 WORDS = {
     "en": ["plum", "kettle", "ribbon", "lantern", "gravel"],
     "zh": ["桌子", "天空", "河流", "石头", "窗户"],
@@ -63,6 +86,7 @@ def make(seed: int = 0) -> Results:
         "untrained": 0.55,
         "dense": 0.86,
         "length": 0.1,
+        "transfer": 0.6,
     }
     for language in ("en", "zh"):
         for target in ("valence", "arousal"):
@@ -121,6 +145,10 @@ def make(seed: int = 0) -> Results:
                     }
                     for component in (1, 2, 3, 4)
                     for target in ("valence", "arousal")
+                ],
+                "recovered": [
+                    {"target": "valence", "r": 0.8, "ci_low": 0.6, "ci_high": 0.9, "p": 0.0002},
+                    {"target": "arousal", "r": 0.4, "ci_low": 0.0, "ci_high": 0.7, "p": 0.04},
                 ],
                 "rdm": (distance / distance.max()).tolist(),
                 "rdm_measure": "1 − Pearson r",
@@ -219,6 +247,19 @@ def make(seed: int = 0) -> Results:
             "categories": categories,
         },
         "ratings": ratings,
+        "differences": [
+            {
+                "language": language,
+                "target": "valence",
+                "one": "space",
+                "other": other,
+                "r": 0.12,
+                "ci_low": 0.08,
+                "ci_high": 0.16,
+            }
+            for language in ("en", "zh")
+            for other in ("outside", "untrained", "intersection")
+        ],
         "scatters": scatters,
         "spaces": spaces,
         "cross_language": {
