@@ -1,7 +1,8 @@
 """Concept-sets: the words that stand for each of the 26 emotion categories, in English and Chinese.
 
-The paper's own list of categories was not available to us; this one is GoEmotions (Demszky et al. 2020,
-arXiv:2005.00547) without *realization* and *neutral*: 26 single words that hold the six basic emotions.
+The paper's own list of categories was not available to us; this one is GoEmotions (Demszky et al.
+2020, arXiv:2005.00547) without *realization* and *neutral*: 26 single words that hold the six basic
+emotions.
 """
 
 import tomllib
@@ -102,20 +103,20 @@ def read(path: Path) -> ConceptSet:
         ) from None
     except (KeyError, AttributeError, TypeError):
         raise UserError(
-            f"The concept-set {path} needs a key 'language' and a table 'words' with a list of words "
-            "per category; add them."
+            f"The concept-set {path} needs a key 'language' and a table 'words' with a list of "
+            "words per category; add them."
         ) from None
     if odd := sorted(set(CATEGORIES) ^ set(lists)):
         raise UserError(
-            f"The concept-set {path} has missing or unknown categories ({', '.join(odd)}); it needs "
-            f"exactly the {len(CATEGORIES)} of emojax.emotion.concepts.CATEGORIES."
+            f"The concept-set {path} has missing or unknown categories ({', '.join(odd)}); it "
+            f"needs exactly the {len(CATEGORIES)} of emojax.emotion.concepts.CATEGORIES."
         )
     home: dict[str, str] = {}
     for category in CATEGORIES:
         if len(lists[category]) < MIN_WORDS:
             raise UserError(
-                f"The emotion '{category}' has {len(lists[category])} words in the concept-set {path} "
-                f"and needs at least {MIN_WORDS}; add some."
+                f"The emotion '{category}' has {len(lists[category])} words in the concept-set "
+                f"{path} and needs at least {MIN_WORDS}; add some."
             )
         for word in lists[category]:
             if not isinstance(word, str) or not word or word != word.strip():

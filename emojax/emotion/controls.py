@@ -1,4 +1,4 @@
-"""Control words: like the concept words in length and frequency, chosen without looking at their meaning.
+"""Control words: like the concept words in length and frequency, chosen blind to meaning.
 
 A latent that fires on `joy`, `party` and `smile` may be one for short, common nouns. Comparing each
 category with words of the same lengths and frequencies takes that explanation away.
@@ -21,8 +21,8 @@ from emojax.errors import UserError
 PER_WORD = 6
 BAND = 0.5  # width of a frequency band in Zipf units
 _OTHER_LANGUAGES = ("de", "fr", "es", "it", "nl", "pl")
-# Parts of speech of wordfreq's Chinese dictionary that concept words have too: nouns (not names), verbs,
-# adjectives, idioms and set phrases.
+# Parts of speech of wordfreq's Chinese dictionary that concept words have too: nouns (not names),
+# verbs, adjectives, idioms and set phrases.
 _CHINESE_TAGS = {"n", "v", "vn", "vi", "a", "an", "ad", "i", "l", "z"}
 
 
@@ -33,8 +33,8 @@ class Controls:
     Attributes:
       language: "en" or "zh".
       words: the pool of control words; a word may serve several categories.
-      matched: per category (in the order of `CATEGORIES`) the indices in `words` of its control words:
-        `PER_WORD` for each of its concept words, none twice.
+      matched: per category (in the order of `CATEGORIES`) the indices in `words` of its control
+        words: `PER_WORD` for each of its concept words, none twice.
     """
 
     language: str
@@ -52,12 +52,13 @@ def zipf(words: Sequence[str], language: str) -> Float[np.ndarray, " words"]:
 
 
 def candidates(concepts: ConceptSet) -> tuple[str, ...]:
-    """All words that may serve as controls for a concept-set, commonest first: Zipf frequency at least 3.
+    """All words that may serve as controls for a concept-set: of Zipf frequency 3 or more.
 
-    Left out are the concept words and their kin (`words.kin`), and, as far as it can be told without a
-    tagger, function words and names. English: stop words, words under three letters, and words nearly
-    as common (within 1 Zipf unit) in two or more of six other languages, as names are. Chinese: words that
-    wordfreq's own dictionary does not tag as common noun, verb, adjective, idiom or set phrase.
+    Left out are the concept words and their kin (`words.kin`), and, as far as it can be told
+    without a tagger, function words and names. English: stop words, words under three letters, and
+    words nearly as common (within 1 Zipf unit) in two or more of six other languages, as names are.
+    Chinese: words that wordfreq's own dictionary does not tag as common noun, verb, adjective,
+      idiom or set phrase.
     """
     table = wordfreq.get_frequency_dict(concepts.language, "small")
     if concepts.language == "en":
@@ -80,10 +81,10 @@ def candidates(concepts: ConceptSet) -> tuple[str, ...]:
 def choose(concepts: ConceptSet, seed: int, per_word: int = PER_WORD) -> Controls:
     """Draws `per_word` control words for each concept word, of its length and frequency band.
 
-    Each concept word takes the first words that its category has not taken yet from one random order
-    of the candidates in its cell (length in characters, half a Zipf unit); where a cell runs out, the
-    nearest one lends, a band away before a character away. Categories draw from the same order, so that they
-    share words and the pool stays small. No rating is used.
+    Each concept word takes the first words that its category has not taken yet from one random
+    order of the candidates in its cell (length in characters, half a Zipf unit); where a cell runs
+    out, the nearest one lends, a band away before a character away. Categories draw from the same
+    order, so that they share words and the pool stays small. No rating is used.
 
     Raises:
       UserError: there are fewer candidates than a category needs.
@@ -100,8 +101,9 @@ def choose(concepts: ConceptSet, seed: int, per_word: int = PER_WORD) -> Control
         own = np.flatnonzero(concepts.labels == category)
         if len(own) * per_word > len(pool):
             raise UserError(
-                f"The emotion '{CATEGORIES[category]}' needs {len(own) * per_word} control words and there "
-                f"are {len(pool)} candidates in language '{concepts.language}'; ask for fewer per word."
+                f"The emotion '{CATEGORIES[category]}' needs {len(own) * per_word} control words "
+                f"and there are {len(pool)} candidates in language '{concepts.language}'; ask for "
+                "fewer per word."
             )
         taken: dict[int, None] = {}
         for length, band in (own_cells[i] for i in own):
@@ -121,8 +123,8 @@ def match(concepts: ConceptSet, controls: Controls) -> dict[str, float]:
     """How good the match is: means over concept words and over their control words.
 
     Returns:
-      Mean length in characters and mean Zipf frequency of both, and the largest difference of each between a
-      category and its own controls.
+      Mean length in characters and mean Zipf frequency of both, and the largest difference of each
+      between a category and its own controls.
     """
 
     def table(words: Sequence[str]) -> Float[np.ndarray, "words 2"]:

@@ -1,12 +1,14 @@
 """Which latents represent which emotion: selectivity of every latent for every category.
 
-A latent belongs to a category if words of its concept-set activate it more than (1) control words of the same
-lengths and frequencies and (2) the concept words of the other 25 categories. The first contrast alone would also
-take what every emotion word shares, the second alone what sets one category off within emotion words but not in
-the language at large. Both are exact permutation tests (`rank_test`), and a latent must pass both
-(intersection-union test, Berger 1982: its p is the larger of the two).
+A latent belongs to a category if words of its concept-set activate it more than (1) control words
+of the same lengths and frequencies and (2) the concept words of the other 25 categories. The first
+contrast alone would also take what every emotion word shares, the second alone what sets one
+category off within emotion words but not in the language at large. Both are exact permutation tests
+(`rank_test`), and a latent must pass both (intersection-union test, Berger 1982: its p is the
+larger of the two).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,11 +30,12 @@ class Thresholds:
     """What a latent must reach to be put on a category's list.
 
     Attributes:
-      q: largest false discovery rate, Benjamini-Hochberg over all categories and live latents of a language.
-      coverage: smallest share of the category's words that activate it: 4 of 20, so that it is not the latent of
-        one stem (the lists hold at most two forms of a root).
-      density: largest share of the control words that activate it: what fires on more than a tenth of words
-        that were chosen for length and frequency alone is no latent of one emotion.
+      q: largest false discovery rate, Benjamini-Hochberg over all categories and live latents of a
+        language.
+      coverage: smallest share of the category's words that activate it: 4 of 20, so that it is not
+        the latent of one stem (the lists hold at most two forms of a root).
+      density: largest share of the control words that activate it: what fires on more than a tenth
+        of words that were chosen for length and frequency alone is no latent of one emotion.
       features: fewest latents per category and language with which to go on.
     """
 
@@ -79,8 +82,8 @@ class EmotionFeatures:
       english: selection by English words.
       chinese: selection by Chinese words.
       shared: per category the latents on both its lists, best first by the larger of the two p.
-      steer: per category the latents that cause it, filled by `emojax.steer`; empty until then. The lists above are
-        those that represent it (*read*).
+      steer: per category the latents that cause it, filled by `emojax.steer`; empty until then. The
+        lists above are those that represent it (*read*).
     """
 
     english: Selection
@@ -89,7 +92,7 @@ class EmotionFeatures:
     steer: tuple[Int[np.ndarray, " listed"], ...] = ()
 
     def read(self, which: Which) -> tuple[Int[np.ndarray, " listed"], ...]:
-        """Per category the latents that represent it in English, in Chinese or in both, best first."""
+        """Per category the latents that represent it, best first."""
         return {"en": self.english.lists, "zh": self.chinese.lists, "shared": self.shared}[which]
 
     def space(self, which: Which) -> Int[np.ndarray, " latents"]:
@@ -131,8 +134,8 @@ def select(
 
     coverage = np.stack([(own[inside] > 0).mean(axis=0) for inside in members])
     density = (pool > 0).mean(axis=0)
-    # Which latents are live does not depend on which word is in which group, so leaving the dead out of the family is
-    # valid independent filtering (Bourgon et al. 2010).
+    # Which latents are live does not depend on which word is in which group, so leaving the dead
+    # out of the family is valid independent filtering (Bourgon et al. 2010).
     live = (own > 0).any(axis=0) | (pool > 0).any(axis=0)
     p = np.maximum(p_controls, p_others)
     q = _adjusted(p, live)
@@ -159,7 +162,7 @@ def select(
 
 
 def combine(english: Selection, chinese: Selection) -> EmotionFeatures:
-    """Puts the two languages together; the shared latents of a category are those on both its lists.
+    """Puts two languages together; the shared latents of a category are on both its lists.
 
     Raises:
       UserError: a category has fewer latents in a language than its thresholds ask for.
@@ -188,18 +191,18 @@ def require(selection: Selection) -> None:
     ]
     if short:
         raise UserError(
-            f"Too few features in language '{selection.language}' for {', '.join(short)}: at least {least} "
-            f"per emotion must pass q <= {selection.thresholds.q:g}, coverage >= "
-            f"{selection.thresholds.coverage:g} and density <= {selection.thresholds.density:g}; loosen these, add "
-            "concept words, or take another layer or dictionary."
+            f"Too few features in language '{selection.language}' for {', '.join(short)}: at least "
+            f"{least} per emotion must pass q <= {selection.thresholds.q:g}, coverage >= "
+            f"{selection.thresholds.coverage:g} and density <= {selection.thresholds.density:g}; "
+            "loosen these, add concept words, or take another layer or dictionary."
         )
 
 
 def ranked(selection: Selection, count: int) -> Int[np.ndarray, " latents"]:
-    """The `count` latents that are most selective for any category, ascending, whether or not they pass.
+    """The `count` latents most selective for any category, ascending, whether or not they pass.
 
-    The same test without the thresholds, for a dictionary that is compared at an equal number of latents: smallest p over
-    categories first, then the largest effect.
+    The same test without the thresholds, for a dictionary that is compared at an equal number of
+    latents: smallest p over categories first, then the largest effect.
     """
     order = np.lexsort((-selection.effect.max(axis=0), selection.p.min(axis=0)))
     return np.sort(order[:count])
@@ -211,9 +214,10 @@ def outside(
     excluded: Int[np.ndarray, " others"],
     seed: int,
 ) -> Int[np.ndarray, " latents"]:
-    """As many latents from outside the space as it has, drawn at random, matched in density one by one.
+    """As many latents from outside the space as it has, drawn at random, matched in density.
 
-    For each latent of the space, in random order, one is drawn from the ten nearest in density that are still free.
+    For each latent of the space, in random order, one is drawn from the ten nearest in density that
+    are still free.
 
     Args:
       codes: codes of words by which density is measured, `[words, latents]`.
@@ -229,8 +233,8 @@ def outside(
     free = np.setdiff1d(np.arange(len(density)), np.concatenate([inside, excluded]))
     if len(free) < len(inside):
         raise UserError(
-            f"The emotion space has {len(inside)} latents and only {len(free)} are outside it, too few to "
-            "compare with; use stricter thresholds or a larger dictionary."
+            f"The emotion space has {len(inside)} latents and only {len(free)} are outside it, too "
+            "few to compare with; use stricter thresholds or a larger dictionary."
         )
     drawn = []
     for latent in rng.permutation(inside):
@@ -239,6 +243,31 @@ def outside(
         drawn.append(free[pick])
         free = np.delete(free, pick)
     return np.sort(np.array(drawn, dtype=np.int64))
+
+
+def overlap(features: EmotionFeatures, permutations: int, seed: int) -> tuple[float, float, float]:
+    """How much the two languages' lists agree category by category.
+
+    Returns:
+      mean over categories of shared latents / latents on either list (Jaccard index; 0 where both
+      lists are empty), its mean with the categories of one language permuted, and the share of
+      permutations, the true order among them, that reach it.
+    """
+    ours, theirs = ([set(listed.tolist()) for listed in features.read(w)] for w in ("en", "zh"))
+    table = np.array([[len(a & b) / max(len(a | b), 1) for b in theirs] for a in ours])
+    rng = np.random.default_rng(seed)
+    rows = np.arange(len(table))
+    null = np.array([table[rows, rng.permutation(rows)].mean() for _ in range(permutations)])
+    mean = table.diagonal().mean()
+    p = (1 + (null >= mean - 1e-12).sum()) / (1 + permutations)
+    return float(mean), float(null.mean()), float(p)
+
+
+def strongest_words(words: Sequence[str], codes: Codes, latent: int, count: int) -> tuple[str, ...]:
+    """The words that activate a latent most, strongest first; only words that do activate it."""
+    column = _dense(codes[:, [latent]])[:, 0]
+    order = np.argsort(-column, kind="stable")[:count]
+    return tuple(words[i] for i in order if column[i] > 0)
 
 
 def _adjusted(

@@ -1,9 +1,10 @@
 """Human ratings of words: valence and arousal.
 
-Shipped: the Glasgow Norms (Scott et al. 2019, Behavior Research Methods 51:1258-1270, CC BY 4.0), cut to word,
-valence and arousal. Fetched at run time from a pinned wheel: CVAW, the words of the Chinese EmoBank (Lee, Li
-and Yu 2022, ACM TALLIP 21(4):65). Any other norm (Warriner et al. 2013, Yi et al. 2025, ...) is read from
-a path that its user names.
+Shipped: the Glasgow Norms (Scott et al. 2019, Behavior Research Methods 51:1258-1270, CC BY 4.0),
+  cut to word,
+valence and arousal. Fetched at run time from a pinned wheel: CVAW, the words of the Chinese EmoBank
+(Lee, Li and Yu 2022, ACM TALLIP 21(4):65). Any other norm (Warriner et al. 2013, Yi et al. 2025,
+...) is read from a path that its user names.
 """
 
 import csv
@@ -68,7 +69,7 @@ def glasgow() -> Norms:
 
 
 def cvaw(cache: Path | None = None) -> Norms:
-    """CVAW in simplified characters, 5,465 words, out of the wheel of cntext 2.2.1 (downloaded, hash-checked).
+    """CVAW in simplified characters, 5,465 words, out of the pinned wheel of cntext 2.2.1.
 
     Raises:
       UserError: the wheel cannot be fetched, has another hash, or does not hold what it should.
@@ -106,8 +107,8 @@ def read(
     Tabs separate the columns if the header holds one, else commas.
 
     Raises:
-      UserError: the file cannot be read, is not UTF-8, lacks a column, or has a row with an empty or
-        repeated word or a rating that is missing, not a number or off the scale.
+      UserError: the file cannot be read, is not UTF-8, lacks a column, or has a row with an empty
+        or repeated word or a rating that is missing, not a number or off the scale.
     """
     text = _decode(path)
     delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
@@ -118,7 +119,7 @@ def read(
         if missing := [column for column in columns if column not in present]:
             raise UserError(
                 f"The norms file {path} has no column {', '.join(map(repr, missing))} (it has "
-                f"{', '.join(map(repr, present)) or 'no header'}); name the columns it has."
+                f"{', '.join(map(repr, present)) or 'no header'}); name columns that it has."
             )
         rows = [
             (f"line {reader.line_num}", row[word_column], row[valence_column], row[arousal_column])
@@ -126,13 +127,14 @@ def read(
         ]
     except csv.Error as error:
         raise UserError(
-            f"The norms file {path} is not a table at line {reader.line_num} ({error}); mend that line."
+            f"The norms file {path} is not a table at line {reader.line_num} ({error}); mend that "
+            "line."
         ) from None
     return _checked(path, path.stem, language, f"{path.name}, read from a path", rows)
 
 
 def for_test(norms: Norms, held_out: Sequence[str], count: int, seed: int) -> Norms:
-    """The words on which ratings are predicted: `count` drawn at random, none of `held_out` nor kin to it.
+    """The words on which ratings are predicted: drawn at random, none in or kin to `held_out`.
 
     Args:
       norms: the rated words.
@@ -179,8 +181,8 @@ def _checked(
             )
         if word in words:
             raise UserError(
-                f"The norms file {path} has the word '{word}' twice, at {words[word]} and at {where}; "
-                "keep one."
+                f"The norms file {path} has the word '{word}' twice, at {words[word]} and at "
+                f"{where}; keep one."
             )
         words[word] = where
         values = []
@@ -191,8 +193,9 @@ def _checked(
                 number = np.nan
             if not SCALE[0] <= number <= SCALE[1]:
                 raise UserError(
-                    f"The norms file {path} gives the word '{word}' at {where} the {column} {value!r}, "
-                    f"which is not a number from {SCALE[0]:g} to {SCALE[1]:g}; mend or delete the row."
+                    f"The norms file {path} gives the word '{word}' at {where} the {column} "
+                    f"{value!r}, which is not a number from {SCALE[0]:g} to {SCALE[1]:g}; mend or "
+                    "delete the row."
                 )
             values.append(number)
         ratings.append((values[0], values[1]))

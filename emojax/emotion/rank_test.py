@@ -1,18 +1,21 @@
-"""Exact permutation test of "these words activate a latent more than those words", for every latent at once.
+"""Exact permutation test: do these words activate a latent more than those? For every latent.
 
-The statistic is the rank sum of the group's words (Wilcoxon's; its AUROC form is the effect size). Codes are
-sparse: on N words a latent has m positive values, which differ from one another, and N - m zeros, which tie.
+The statistic is the rank sum of the group's words (Wilcoxon's; its AUROC form is the effect size).
+Codes are
+sparse: on N words a latent has m positive values, which differ from one another, and N - m zeros,
+  which tie.
 Under the null every way to pick the group's n of the N words is equally likely, so
 
     k, the number of positive words picked, is hypergeometric(N, m, n), and
     s, the sum of their ranks 1..m among the positives, is the sum of k of the numbers 1..m,
 
-and with the zeros at their mean rank the rank sum is s + k (N - m - 1) / 2 plus a constant. Its null distribution
-thus depends on m alone, not on the latent. It is computed exactly: the distribution of s given k and m follows from
-that for m - 1 (the word of rank m is picked with probability k / m), so one sweep over m serves all
-latents. No permutation is drawn, and p can be as small as 1 / C(N, n): fine enough for
-Benjamini-Hochberg over any number of latents. Should positive values tie, they share their mean rank, and the p is the
-one without ties, which is slightly too large on average: ties only take variance from the null.
+and with the zeros at their mean rank the rank sum is s + k (N - m - 1) / 2 plus a constant. Its
+null distribution thus depends on m alone, not on the latent. It is computed exactly: the
+distribution of s given k and m follows from that for m - 1 (the word of rank m is picked with
+probability k / m), so one sweep over m serves all latents. No permutation is drawn, and p can be as
+small as 1 / C(N, n): fine enough for Benjamini-Hochberg over any number of latents. Should positive
+values tie, they share their mean rank, and the p is the one without ties, which is slightly too
+large on average: ties only take variance from the null.
 """
 
 from typing import TypeAlias
@@ -29,21 +32,21 @@ Codes: TypeAlias = np.ndarray | scipy.sparse.csr_matrix | scipy.sparse.csr_array
 def greater(
     codes: Codes, members: Bool[np.ndarray, "groups words"]
 ) -> tuple[Float[np.ndarray, "groups latents"], Float[np.ndarray, "groups latents"]]:
-    """Tests for each group of words and each latent whether the group's words activate it more than the rest.
+    """Tests for each group of words and each latent whether the group activates it more.
 
     Args:
       codes: codes of all words, `[words, latents]`, none negative.
       members: which words each group holds; neither none nor all.
 
     Returns:
-      auroc: the chance that a word of the group activates the latent more than another word does, ties
-        counting half; .5 is no effect.
+      auroc: the chance that a word of the group activates the latent more than another word does,
+        ties counting half; .5 is no effect.
       p: exact one-sided permutation p-value.
 
     Raises:
       ValueError: a code is negative or not finite, or a group is empty or holds all words.
     """
-    groups, words = members.shape
+    words = members.shape[1]
     sizes = members.sum(axis=1)
     if ((sizes == 0) | (sizes == words)).any():
         raise ValueError("each group must hold some but not all words")
@@ -60,7 +63,8 @@ def greater(
         (np.ones(columns.nnz), columns.indices, columns.indptr), shape=columns.shape
     )
     group = members.astype(np.float64)
-    # [groups, latents]: k and s of the docstring, then twice the statistic, which is a whole number.
+    # [groups, latents]: k and s of the docstring, then twice the statistic, which is a whole
+    # number.
     k = np.asarray((hits.T @ group.T).T)
     s = np.asarray((ranks.T @ group.T).T)
     doubled = np.floor(2 * s + k * (words - positive - 1))
@@ -72,7 +76,7 @@ def greater(
 
 
 def _ranks(columns: scipy.sparse.csc_array) -> Float[np.ndarray, " positives"]:
-    """Rank of each positive value among the positive values of its latent, ties sharing their mean."""
+    """Rank of each positive value among those of its latent, ties sharing their mean."""
     column = np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
     order = np.lexsort((columns.data, column))
     value, column = columns.data[order], column[order]
@@ -86,7 +90,7 @@ def _ranks(columns: scipy.sparse.csc_array) -> Float[np.ndarray, " positives"]:
 
 
 def _tails(doubled: np.ndarray, positive: np.ndarray, sizes: np.ndarray, words: int) -> np.ndarray:
-    """P(statistic >= observed) for every group and latent; `doubled` is `[groups, latents]`."""
+    """P(statistic >= observed) for every group and latent."""
     most = int(sizes.max())
     top = int(positive.max(initial=0))
     count = np.arange(most + 1)  # k
