@@ -1,5 +1,6 @@
 """What a person sees when the input is bad: one sentence, no traceback."""
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -28,4 +29,6 @@ def run(main: Callable[[Sequence[str]], object]) -> None:
             print("interrupted: run the same command again to go on", file=sys.stderr)
             sys.exit(130)
 
+    # absl lets information through, and JAX informs of every accelerator that is not there.
+    logging.getLogger("jax").setLevel(logging.WARNING)
     app.run(guarded)

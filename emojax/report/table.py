@@ -1,0 +1,101 @@
+"""A run's main numbers as Markdown: what the quickstart prints and the README shows."""
+
+from collections.abc import Iterator
+
+from emojax.report.results import Estimate, Results
+
+_SETS = {
+    "space": "emotion features of the language",
+    "intersection": "features shared by both languages",
+    "transfer": "shared features, trained on the other language",
+    "outside": "as many latents outside the space",
+    "untrained": "as many latents, untrained dictionary",
+    "all_latents": "all latents",
+    "dense": "dense residual stream",
+    "length": "word length, tokens, frequency",
+}
+_LANGUAGES = {"en": "English", "zh": "Chinese"}
+_METHODS = {
+    "none": "unsteered",
+    "sae": "emotion features",
+    "diffmean": "difference of means",
+    "random": "random direction",
+}
+
+
+def markdown(results: Results) -> str:
+    """Ratings, dictionary, steering and bars as Markdown tables."""
+    blocks = [_ratings(results), _dictionary(results), _steering(results), _bars(results)]
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _ratings(results: Results) -> Iterator[str]:
+    found = {(x["language"], x["target"], x["feature_set"]): x for x in results["ratings"]}
+    columns = [(language, target) for language in _LANGUAGES for target in ("valence", "arousal")]
+    yield (
+        "| Pearson r with human ratings [95 % CI] (features) | "
+        + " | ".join(f"{_LANGUAGES[language]} {target}" for language, target in columns)
+        + " |"
+    )
+    yield "|---|" + "---|" * len(columns)
+    for name, title in _SETS.items():
+        cells = []
+        for language, target in columns:
+            x = found[language, target, name]  # type: ignore[index]
+            interval = f"[{x['ci_low']:.2f}, {x['ci_high']:.2f}]"
+            cells.append(f"{x['r']:.3f} {interval} ({x['n_features']:,})")
+        yield f"| {title} | " + " | ".join(cells) + " |"
+
+
+def _dictionary(results: Results) -> Iterator[str]:
+    sae = results["sae"]
+    yield "| dictionary, held-out text | trained | untrained |"
+    yield "|---|---|---|"
+    rows = {
+        "active latents per token (L0)": ("l0", ".1f"),
+        "variance unexplained, without massive-norm tokens": ("fvu", ".3f"),
+        "variance unexplained, all tokens": ("fvu_all", ".4f"),
+        "dead latents": ("dead_share", ".1%"),
+        "loss recovered when spliced in": ("loss_recovered", ".3f"),
+    }
+    for title, (name, form) in rows.items():
+        values = [sae["trained"][name], sae["untrained"][name]]  # type: ignore[literal-required]
+        cells = ["–" if value is None else format(value, form) for value in values]
+        yield f"| {title} | " + " | ".join(cells) + " |"
+
+
+def _steering(results: Results) -> Iterator[str]:
+    steering = results["steering"]
+    if steering is None:
+        return
+    yield "| text | with a word of the intended emotion | perplexity ratio | repeated 4-grams |"
+    yield "|---|---|---|---|"
+    for row in steering["summary"]:
+        title = f"{_LANGUAGES[row['language']]}, {_METHODS[row['method']]}"
+        cells = [
+            _estimate(row["emotion_word"], ".1%"),
+            _estimate(row["perplexity_ratio"], ".2f"),
+            _estimate(row["repetition"], ".1%"),
+        ]
+        yield f"| {title} ({row['n_texts']} texts) | " + " | ".join(cells) + " |"
+
+
+def _bars(results: Results) -> Iterator[str]:
+    yield "| bar, set before the measurement | asked | measured | |"
+    yield "|---|---|---|---|"
+    for bar in results["bars"]:
+        value = "–" if bar["value"] is None else f"{bar['value']:.3f}"
+        verdict = {True: "met", False: "**missed**", None: "not measured"}[bar["met"]]
+        yield (
+            f"| {bar['name']}: {bar['statement']} | {bar['relation']} {bar['bar']:g} | {value} "
+            f"| {verdict} |"
+        )
+
+
+def _estimate(estimate: Estimate | None, form: str) -> str:
+    if estimate is None:
+        return "–"
+    shown = format(estimate["value"], form)
+    if estimate["ci_low"] is None or estimate["ci_high"] is None:
+        return shown
+    return f"{shown} [{estimate['ci_low']:{form}}, {estimate['ci_high']:{form}}]"

@@ -1,0 +1,1 @@
+"""One whole run: words read, features found, ratings predicted, text steered, all of it kept."""

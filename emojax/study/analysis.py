@@ -1,0 +1,339 @@
+"""Codes of words → emotion features → comparison with people, as the parts of `results.json`.
+
+Everything here is statistics on arrays; the model was run in `words`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from emojax.emotion import features, ratings, space
+from emojax.emotion.concepts import CATEGORIES, ConceptSet
+from emojax.emotion.controls import Controls
+from emojax.emotion.features import EmotionFeatures, Selection
+from emojax.emotion.norms import Norms
+from emojax.report import results as schema
+from emojax.study.settings import Study
+
+LANGUAGES: tuple[schema.Language, ...] = ("en", "zh")
+TARGETS: tuple[schema.Target, ...] = ("valence", "arousal")
+_SHOWN = 8  # top words and components in the report
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Coded:
+    """One list of words in the three forms that are compared, `[words, …]`."""
+
+    words: tuple[str, ...]
+    trained: Float[np.ndarray, "words latents"]
+    untrained: Float[np.ndarray, "words latents"]
+    dense: Float[np.ndarray, "words d_model"]
+    n_tokens: Float[np.ndarray, " words"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Material:
+    """All that one language contributes: its word lists and what the model made of them."""
+
+    concepts: ConceptSet
+    controls: Controls
+    norms: Norms  # the whole norm, for the categories' own ratings
+    tested: Norms  # the words on which ratings are predicted
+    concept: Coded
+    control: Coded
+    rated: Coded
+
+
+def select(study: Study, material: Mapping[str, Material]) -> EmotionFeatures:
+    """The emotion features of both languages.
+
+    Raises:
+      UserError: an emotion has too few.
+    """
+    chosen = {
+        language: features.select(
+            m.concepts, m.concept.trained, m.controls, m.control.trained, study.thresholds
+        )
+        for language, m in material.items()
+    }
+    return features.combine(chosen["en"], chosen["zh"])
+
+
+def feature_table(found: EmotionFeatures, material: Mapping[str, Material]) -> schema.Features:
+    """Every emotion's latents with their statistics and strongest words."""
+    selections = {"en": found.english, "zh": found.chinese}
+    tops = {language: _top_words(m) for language, m in material.items()}
+
+    def rows(language: str, category: int) -> list[schema.Latent]:
+        chosen = selections[language]
+        return [
+            schema.Latent(
+                latent=int(j),
+                effect=float(chosen.effect[category, j]),
+                specificity=float(chosen.specificity[category, j]),
+                p=float(chosen.p[category, j]),
+                q=float(chosen.q[category, j]),
+                coverage=float(chosen.coverage[category, j]),
+                density=float(chosen.density[j]),
+                top_words=tops[language](int(j)),
+            )
+            for j in chosen.lists[category]
+        ]
+
+    names_zh = {c: material["zh"].concepts.of(c)[0] for c in CATEGORIES}
+    return schema.Features(
+        rule=dataclasses.asdict(found.english.thresholds),
+        words_per_category={
+            language: len(m.concepts.words) / len(CATEGORIES) for language, m in material.items()
+        },
+        categories=[
+            schema.CategoryFeatures(
+                emotion=category,
+                name_zh=names_zh[category],
+                en=rows("en", index),
+                zh=rows("zh", index),
+                shared=[int(j) for j in found.shared[index]],
+            )
+            for index, category in enumerate(CATEGORIES)
+        ],
+    )
+
+
+def spaces(
+    study: Study, found: EmotionFeatures, material: Mapping[str, Material]
+) -> list[schema.Space]:
+    """The emotion space of each language, over the latents of its own lists."""
+    drawn = []
+    for language in LANGUAGES:
+        m, latents = material[language], found.space(language)
+        human = space.category_ratings(m.concepts, m.norms)
+        built = space.build(m.concepts, m.concept.trained, latents)
+        arguments = (m.concepts, m.concept.trained, latents, human)
+        sampling = (study.permutations, study.bootstraps, study.seed)
+        per_component = space.components(*arguments, *sampling)
+        recovered = space.recover(*arguments, *sampling)
+        rated = [[None if np.isnan(v) else float(v) for v in row] for row in human.values]
+        drawn.append(
+            schema.Space(
+                language=language,
+                n_latents=len(latents),
+                emotions=list(CATEGORIES),
+                coords=built.scores[:, :_SHOWN].tolist(),
+                explained_variance=built.explained[:_SHOWN].tolist(),
+                valence=[row[0] for row in rated],
+                arousal=[row[1] for row in rated],
+                ratings_scale=f"{m.norms.name}, 1–9",
+                correlations=[
+                    schema.ComponentCorrelation(
+                        component=number,
+                        target=target,
+                        r=c.r,
+                        ci_low=c.low,
+                        ci_high=c.high,
+                        p=c.p,
+                    )
+                    for number, pair in enumerate(per_component, 1)
+                    for target, c in zip(TARGETS, pair, strict=True)
+                ],
+                recovered=[
+                    schema.Recovered(target=target, r=c.r, ci_low=c.low, ci_high=c.high, p=c.p)
+                    for target, c in zip(TARGETS, recovered, strict=True)
+                ],
+                rdm=built.rdm.tolist(),
+                rdm_measure="1 − Pearson r",
+            )
+        )
+    return drawn
+
+
+def across(
+    study: Study, found: EmotionFeatures, material: Mapping[str, Material]
+) -> schema.CrossLanguage:
+    """How far the two languages' spaces agree: in geometry, and latent by latent."""
+    sides = [
+        (material[language].concepts, material[language].concept.trained, found.space(language))
+        for language in LANGUAGES
+    ]
+    rho = space.rdm_correlation(*sides, study.permutations, study.bootstraps, study.seed)
+    jaccard, null = _overlap(found, study.permutations, study.seed)
+    return schema.CrossLanguage(
+        rdm_spearman=schema.Estimate(value=rho.r, ci_low=rho.low, ci_high=rho.high),
+        rdm_p=rho.p,
+        jaccard_mean=jaccard,
+        jaccard_null=float(null.mean()),
+        jaccard_p=float((1 + (null >= jaccard - 1e-12).sum()) / (1 + len(null))),
+        n_shared=len(np.intersect1d(found.space("en"), found.space("zh"))),
+    )
+
+
+def compare(
+    study: Study, found: EmotionFeatures, material: Mapping[str, Material]
+) -> tuple[list[schema.Rating], list[schema.Scatter], list[schema.Difference]]:
+    """Predicts human ratings from the features and from every baseline, on the same folds."""
+    rated: list[schema.Rating] = []
+    scatters: list[schema.Scatter] = []
+    differences: list[schema.Difference] = []
+    for language in LANGUAGES:
+        m = material[language]
+        sets, outside = _feature_sets(study, found, material, language)
+        scores: dict[str, dict[str, ratings.Score]] = {}
+        for name, x in tqdm({**sets, **outside}.items(), f"ratings, {language}", unit="set"):
+            count = study.null_permutations if name == "space" else 0
+            scores |= ratings.compare({name: x}, m.tested, study.folds, count, study.seed)
+        both = found.space("shared")
+        other = material["zh" if language == "en" else "en"]
+        scores["transfer"] = ratings.transfer(
+            other.rated.trained[:, both],
+            other.tested,
+            m.rated.trained[:, both],
+            m.tested,
+            study.seed,
+        )
+        widths = {name: x.shape[1] for name, x in sets.items()} | {"transfer": len(both)}
+        for target in TARGETS:
+            # The draw in the middle stands for all the draws from outside the space.
+            draws = sorted(outside, key=lambda name: scores[name][target].r)
+            middle = draws[len(draws) // 2]
+            mine = {name: scores[name][target] for name in widths if name != "outside"}
+            mine["outside"] = scores[middle][target]
+            widths["outside"] = len(found.space(language))
+            for name, score in mine.items():
+                rated.append(_rating(language, target, name, widths[name], score, m.tested))
+            human = m.tested.ratings[:, TARGETS.index(target)]
+            scatters.append(_scatter(language, target, mine["space"], m.tested.words, human))
+            for name in (
+                "outside",
+                "untrained",
+                "intersection",
+                "all_latents",
+                "dense",
+                "transfer",
+            ):
+                gap = ratings.difference(mine["space"], mine[name], human, study.seed)
+                differences.append(
+                    schema.Difference(
+                        language=language,
+                        target=target,
+                        one="space",
+                        other=name,
+                        r=gap.r,
+                        ci_low=gap.low,
+                        ci_high=gap.high,
+                    )
+                )
+    return rated, scatters, differences
+
+
+def _feature_sets(
+    study: Study, found: EmotionFeatures, material: Mapping[str, Material], language: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What the regression sees, by name; and the draws from outside the space."""
+    m = material[language]
+    inside = found.space(language)
+    control = features.select(
+        m.concepts, m.concept.untrained, m.controls, m.control.untrained, study.thresholds
+    )
+    sets = {
+        "space": m.rated.trained[:, inside],
+        "intersection": m.rated.trained[:, found.space("shared")],
+        "all_latents": m.rated.trained,
+        "untrained": m.rated.untrained[:, features.ranked(control, len(inside))],
+        "dense": m.rated.dense,
+        "length": ratings.surface(m.tested, m.rated.n_tokens),
+    }
+    others = found.space("zh" if language == "en" else "en")
+    outside = {
+        f"outside {draw}": m.rated.trained[
+            :, features.outside(m.control.trained, inside, others, study.seed + draw)
+        ]
+        for draw in range(study.outside_draws)
+    }
+    return sets, outside
+
+
+def _rating(
+    language: schema.Language,
+    target: schema.Target,
+    name: str,
+    width: int,
+    score: ratings.Score,
+    norms: Norms,
+) -> schema.Rating:
+    null = None
+    if len(score.null):
+        null = schema.Null(
+            mean=float(score.null.mean()),
+            high=float(np.percentile(score.null, 95)),
+            p=score.p,
+            n_permutations=len(score.null),
+        )
+    return schema.Rating(
+        language=language,
+        target=target,
+        feature_set=name,  # type: ignore[typeddict-item]
+        n_features=width,
+        n_words=len(norms.words),
+        r=score.r,
+        ci_low=score.low,
+        ci_high=score.high,
+        r2=score.r2,
+        null=null,
+    )
+
+
+def _scatter(
+    language: schema.Language,
+    target: schema.Target,
+    score: ratings.Score,
+    words: Sequence[str],
+    human: Float[np.ndarray, " words"],
+) -> schema.Scatter:
+    return schema.Scatter(
+        language=language,
+        target=target,
+        feature_set="space",
+        words=list(words),
+        human=human.tolist(),
+        predicted=score.predicted.tolist(),
+    )
+
+
+def _top_words(m: Material):
+    """A function from a latent to the words of this language that activate it most."""
+    words = np.array([*m.concept.words, *m.control.words, *m.rated.words])
+    codes = np.concatenate([m.concept.trained, m.control.trained, m.rated.trained])
+
+    def top(latent: int) -> list[str]:
+        order = np.argsort(-codes[:, latent], kind="stable")
+        strongest = dict.fromkeys(str(words[i]) for i in order[:50] if codes[i, latent] > 0)
+        return list(strongest)[:_SHOWN]
+
+    return top
+
+
+def _overlap(
+    found: EmotionFeatures, permutations: int, seed: int
+) -> tuple[float, Float[np.ndarray, " permutations"]]:
+    """Mean Jaccard index of the two languages' lists, and its null with categories shuffled."""
+
+    def jaccard(ours: Int[np.ndarray, " n"], theirs: Int[np.ndarray, " m"]) -> float:
+        union = len(np.union1d(ours, theirs))
+        return len(np.intersect1d(ours, theirs)) / union if union else 0.0
+
+    english, chinese = found.english.lists, found.chinese.lists
+    table = np.array([[jaccard(ours, theirs) for theirs in chinese] for ours in english])
+    rng = np.random.default_rng(seed)
+    order = np.arange(len(table))
+    null = [table[order, rng.permutation(order)].mean() for _ in range(permutations)]
+    return float(np.trace(table) / len(table)), np.array(null)
+
+
+def pool(selection: Selection) -> dict[str, dict[int, float]]:
+    """Each emotion's latents with their coverage: how much of the concept-set they stand for."""
+    return {
+        category: {int(j): float(selection.coverage[index, j]) for j in selection.lists[index]}
+        for index, category in enumerate(CATEGORIES)
+    }

@@ -1,0 +1,173 @@
+"""Where a study's numbers come from: versions, seeds, hashes, the machine, the works behind it."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from importlib import resources
+
+import jax
+import numpy as np
+
+from emojax import files
+from emojax.emotion import norms
+from emojax.lm.model import LanguageModel
+from emojax.report import results as schema
+from emojax.sae.artefact import Artefact
+from emojax.study.analysis import Material
+from emojax.study.settings import Study
+
+_PACKAGES = (
+    "emojax",
+    "emojax-kernels",
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "statsmodels",
+    "transformers",
+    "tokenizers",
+    "gguf",
+    "wordfreq",
+)
+
+
+def run(
+    settings: Study,
+    lm: LanguageModel,
+    trained: Artefact,
+    material: Mapping[str, Material],
+    command: str,
+    started: datetime.datetime,
+    seconds: dict[str, float],
+) -> schema.Run:
+    """What was run, on what, with what."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return schema.Run(
+        command=command,
+        started=started.isoformat(timespec="seconds"),
+        machine=f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.platform()}",
+        versions={"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        seeds={"study": settings.seed, "untrained dictionary": trained.sae.config.seed},
+        config=json.loads(json.dumps(dataclasses.asdict(settings))),
+        seconds=dict(seconds),
+        peak_memory_gib=peak / (2**30 if sys.platform == "darwin" else 2**20),
+        sources=_sources(lm, trained, material),
+    )
+
+
+def model(lm: LanguageModel, trained: Artefact) -> schema.Model:
+    """The language model and the tap."""
+    config = trained.sae.config
+    return schema.Model(
+        name=lm.name,
+        architecture=json.loads((lm.directory / "config.json").read_text())["model_type"],
+        n_layers=lm.config.n_layers,
+        d_model=lm.config.d_model,
+        vocab_size=lm.config.vocab_size,
+        n_parameters=sum(leaf.size for leaf in jax.tree.leaves(lm.params)),
+        layer=config.layer,
+        site=config.site,
+        fingerprint=lm.fingerprint,
+    )
+
+
+def sae(trained: Artefact) -> schema.Sae:
+    """The dictionary, with the metrics that its artefact was shipped with."""
+    config = trained.sae.config
+    return schema.Sae(
+        name=_name(trained),
+        n_latents=config.n_latents,
+        k=config.k,
+        training_tokens=trained.record["tokens"]["train"],
+        fingerprint=trained.fingerprint,
+        trained=_metrics(trained, "trained"),
+        untrained=_metrics(trained, "untrained"),
+    )
+
+
+def _name(trained: Artefact) -> str:
+    config = trained.sae.config
+    return f"{config.model} layer {config.layer} {config.site}, {config.architecture}"
+
+
+def _metrics(trained: Artefact, which: str) -> schema.SaeMetrics:
+    measured = trained.evaluation[which]
+    recovered = [part["recovered"][which] for part in trained.evaluation["loss"].values()]
+    return schema.SaeMetrics(
+        l0=measured["l0"],
+        fvu=measured["fvu"]["raw"]["without_massive"],
+        fvu_all=measured["fvu"]["raw"]["all"],
+        dead_share=measured["dead_share"],
+        loss_recovered=float(np.mean(recovered)) if recovered else None,
+        n_tokens=measured["tokens"],
+    )
+
+
+def notes(settings: Study) -> list[str]:
+    """Sentences that a reader of the numbers needs."""
+    said = [
+        "The paper's full text, code and category list were not available to us: this is a "
+        "re-implementation of its pipeline that tests its qualitative findings, not a replication "
+        "of its numbers.",
+        f"“Outside” is the middle one of {settings.outside_draws} random draws of as many latents "
+        "outside the space, matched in density.",
+    ]
+    if settings.judge is None:
+        said.append(
+            "No classifier judged the texts: give one the GoEmotions data with "
+            "--set study.judge=FOLDER."
+        )
+    return said
+
+
+def _sources(
+    lm: LanguageModel, trained: Artefact, material: Mapping[str, Material]
+) -> list[schema.Source]:
+    with resources.as_file(resources.files("emojax") / "data/glasgow_norms.csv") as glasgow:
+        glasgow_hash = files.sha256(glasgow)
+    return [
+        schema.Source(
+            name=lm.name,
+            role="language model",
+            licence=_LICENCES.get(lm.name, "see the model's own files"),
+            url=None,
+            sha256=lm.fingerprint,
+        ),
+        schema.Source(
+            name=_name(trained),
+            role="sparse autoencoder",
+            licence="Apache-2.0",
+            url=None,
+            sha256=trained.fingerprint,
+        ),
+        schema.Source(
+            name=material["en"].norms.name,
+            role="English ratings",
+            licence=material["en"].norms.source,
+            url="https://doi.org/10.3758/s13428-018-1099-3",
+            sha256=glasgow_hash,
+        ),
+        schema.Source(
+            name=material["zh"].norms.name,
+            role="Chinese ratings",
+            licence=material["zh"].norms.source,
+            url="https://doi.org/10.1145/3489141",
+            sha256=norms.CVAW_WHEEL[2],
+        ),
+    ]
+
+
+_LICENCES = {
+    "gemma-3-270m": "Gemma Terms of Use: Gemma is provided under and subject to the Gemma Terms "
+    "of Use found at ai.google.dev/gemma/terms",
+    "smollm2-135m-instruct": "Apache-2.0",
+}

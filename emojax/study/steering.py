@@ -1,0 +1,197 @@
+"""Emotion features → vectors → text: all emotions and the unsteered text in one batch."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from emojax import files
+from emojax.emotion.concepts import CATEGORIES
+from emojax.emotion.features import EmotionFeatures
+from emojax.lm import text
+from emojax.lm.generate import GenerateSettings, generate
+from emojax.lm.model import LanguageModel
+from emojax.report import results as schema
+from emojax.sae.artefact import Artefact
+from emojax.steer import evaluate, judge, vectors
+from emojax.steer.evaluate import Written
+from emojax.steer.judge import Judge
+from emojax.steer.vectors import SteeringVector
+from emojax.study.analysis import Material
+from emojax.study.settings import Study
+
+_PROMOTED = 8  # tokens shown per vector
+
+
+def steer(
+    study: Study,
+    lm: LanguageModel,
+    trained: Artefact,
+    found: EmotionFeatures,
+    material: Mapping[str, Material],
+    kept: Path,
+) -> schema.Steering:
+    """Writes every prompt with every emotion, and measures what came of it.
+
+    Raises:
+      UserError: an emotion has no latents, or the judge's data cannot be read.
+    """
+    writing = study.writing
+    prompts = [("en", prompt) for prompt in writing.prompts_en]
+    prompts += [("zh", prompt) for prompt in writing.prompts_zh]
+    methods = make_vectors(study, lm, trained, found, material)
+    texts = [
+        written
+        for index, (_, prompt) in enumerate(tqdm(prompts, "steer", unit="prompt"))
+        for written in _write(study, lm, methods, index, prompt, kept)
+    ]
+    words = {
+        language: {category: m.concepts.of(category) for category in CATEGORIES}
+        for language, m in material.items()
+    }
+    judges = _judges(study)
+    rows = evaluate.measure(texts, prompts, words, judges)
+    summaries = evaluate.summarise(rows, prompts, words, study.seed)
+    return schema.Steering(
+        layer=trained.sae.config.layer,
+        site=trained.sae.config.site,
+        strength=writing.strength,
+        unit=vectors.UNIT,
+        settings={
+            "max_new_tokens": writing.max_new_tokens,
+            "temperature": writing.temperature,
+            "top_p": writing.top_p,
+        },
+        prompts=[schema.Prompt(language=language, text=p) for language, p in prompts],  # type: ignore[typeddict-item]
+        vectors=[
+            schema.Vector(
+                emotion=vector.emotion,
+                n_latents=len(vector.source.latents),
+                fingerprint=vector.fingerprint,
+                promoted_tokens=tokens,
+            )
+            for vector, tokens in zip(
+                methods["sae"], vectors.promoted_tokens(lm, methods["sae"], _PROMOTED), strict=True
+            )
+        ],
+        rows=[dataclasses.asdict(row) for row in rows],  # type: ignore[typeddict-item]
+        summary=[dataclasses.asdict(summary) for summary in summaries],  # type: ignore[typeddict-item]
+        judges=[_described(language, j) for language, j in judges.items()],
+    )
+
+
+def make_vectors(
+    study: Study,
+    lm: LanguageModel,
+    trained: Artefact,
+    found: EmotionFeatures,
+    material: Mapping[str, Material],
+) -> dict[str, list[SteeringVector]]:
+    """A vector per emotion by each method: latents, difference of means, chance.
+
+    An emotion's latents are those on its English or its Chinese list, each weighted with its mean
+    activation on the emotion's concept words of both languages.
+    """
+    place = (trained.sae.config.layer, trained.sae.config.site)
+    latents: dict[str, dict[int, float]] = {}
+    concepts: dict[str, np.ndarray] = {}
+    controls: dict[str, np.ndarray] = {}
+    for index, category in enumerate(CATEGORIES):
+        listed = np.union1d(found.english.lists[index], found.chinese.lists[index])
+        own = [m.concepts.labels == index for m in material.values()]
+        codes = [m.concept.trained[mine] for m, mine in zip(material.values(), own, strict=True)]
+        weights = np.mean([c[:, listed].mean(axis=0) for c in codes], axis=0)
+        latents[category] = {int(j): float(w) for j, w in zip(listed, weights, strict=True)}
+        concepts[category] = np.concatenate(
+            [m.concept.dense[mine] for m, mine in zip(material.values(), own, strict=True)]
+        )
+        controls[category] = np.concatenate(
+            [m.control.dense[m.controls.matched[index]] for m in material.values()]
+        )
+    w_dec = np.asarray(trained.sae.w_dec)
+    return {
+        "sae": vectors.from_latents(w_dec, latents, *place, trained.fingerprint),
+        "diffmean": vectors.diff_mean(concepts, controls, *place, lm.fingerprint),
+        "random": vectors.random_directions(CATEGORIES, lm.config.d_model, *place, study.seed),
+    }
+
+
+def _write(
+    study: Study,
+    lm: LanguageModel,
+    methods: Mapping[str, Sequence[SteeringVector]],
+    index: int,
+    prompt: str,
+    kept: Path,
+) -> list[Written]:
+    """One prompt: the unsteered text and every method's vectors, in one batch of rows."""
+    chosen: list[tuple[str, SteeringVector | None]] = [("none", None)]
+    chosen += [(method, vector) for method, each in methods.items() for vector in each]
+    writing = study.writing
+    path = kept / f"texts-{_key(study, lm, prompt, chosen)}.json"
+    if path.exists():
+        return [Written(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+    settings = GenerateSettings(
+        max_new_tokens=writing.max_new_tokens,
+        temperature=writing.temperature,
+        top_p=writing.top_p,
+    )
+    row = text.tokenize(lm, [prompt])[0]
+    # The prompt is read as it is, but for its last token, where the text begins.
+    push = vectors.stack([vector for _, vector in chosen], writing.strength, start=len(row) - 1)
+    # All rows of a prompt draw from one seed: they differ by what steers them alone.
+    seeds = [study.seed + index] * len(chosen)
+    written = generate(lm, [row] * len(chosen), settings, [push], seeds)
+    perplexity = evaluate.perplexities(lm, [row] * len(chosen), written.tokens)
+    texts = [
+        Written(
+            prompt=index,
+            method=method,
+            emotion=None if vector is None else vector.emotion,
+            text=written.texts[i],
+            tokens=written.tokens[i],
+            perplexity=perplexity[i],
+        )
+        for i, (method, vector) in enumerate(chosen)
+    ]
+    files.writable_dir(kept)
+    with files.atomic(path) as partial:
+        content = json.dumps([dataclasses.asdict(t) for t in texts], ensure_ascii=False)
+        partial.write_text(content, encoding="utf-8")
+    return texts
+
+
+def _key(
+    study: Study,
+    lm: LanguageModel,
+    prompt: str,
+    chosen: Sequence[tuple[str, SteeringVector | None]],
+) -> str:
+    parts: tuple[Any, ...] = (lm.fingerprint, study.writing, study.seed, prompt)
+    parts += tuple(None if vector is None else vector.fingerprint for _, vector in chosen)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _judges(study: Study) -> dict[str, Judge]:
+    """The English judge, when its data was given."""
+    if study.judge is None:
+        return {}
+    return {"en": judge.train(Path(study.judge), {c: c for c in CATEGORIES}, study.seed)}
+
+
+def _described(language: str, trained: Judge) -> schema.Judge:
+    return schema.Judge(
+        name="TF-IDF + logistic regression",
+        language=language,  # type: ignore[typeddict-item]
+        trained_on="GoEmotions (Demszky et al. 2020)",
+        n_labels=len(trained.labels),
+        n_train=trained.n_train,
+        n_test=trained.n_test,
+        accuracy=trained.accuracy,
+        macro_f1=trained.macro_f1,
+    )

@@ -1,0 +1,122 @@
+"""Words put before the model: residuals at each word's own last token, and their codes.
+
+A word is read in several templates that end with it, so the last token of a row is the word's own.
+Residuals are kept on disk in chunks: an interrupted run loses a minute at the most.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from emojax import files
+from emojax.lm import capture, text
+from emojax.lm.capture import Tap
+from emojax.lm.model import LanguageModel
+from emojax.sae import coder
+from emojax.sae.coder import SparseAutoencoder
+
+_CHUNK = 2048  # rows between two savings
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Readings:
+    """What the model makes of words, one layer per template.
+
+    Attributes:
+      words: the words.
+      residuals: the residual stream at each word's last token, `[templates, words, d_model]`.
+      n_tokens: how many tokens each word is, on average over the templates.
+    """
+
+    words: tuple[str, ...]
+    residuals: Float[np.ndarray, "templates words d_model"]
+    n_tokens: Float[np.ndarray, " words"]
+
+
+def read(
+    lm: LanguageModel,
+    tap: Tap,
+    words: Sequence[str],
+    templates: Sequence[str],
+    folder: Path,
+    label: str,
+) -> Readings:
+    """Reads every word in every template; what `folder` holds already is not read again.
+
+    Args:
+      lm: the language model.
+      tap: where to read.
+      words: the words.
+      templates: texts that end with `{}`, where the word goes.
+      folder: where residuals are kept, named by all that they depend on.
+      label: what the progress bar says.
+
+    Raises:
+      UserError: the tokenizer cannot represent a word, or the folder is full or not writable.
+    """
+    rows = [text.word_rows(lm, words, template) for template in templates]
+    flat = [row for template in rows for row in template]
+    # Rows of a length together: fewer shapes to compile, less padding.
+    order = sorted(range(len(flat)), key=lambda i: len(flat[i]))
+    residuals = np.empty((len(flat), lm.config.d_model), np.float32)
+    with tqdm(total=len(flat), desc=label, unit="row") as bar:
+        for start in range(0, len(order), _CHUNK):
+            part = order[start : start + _CHUNK]
+            residuals[part] = _chunk(lm, tap, [flat[i] for i in part], folder)
+            bar.update(len(part))
+    shape = (len(templates), len(words), lm.config.d_model)
+    return Readings(tuple(words), residuals.reshape(shape), _word_lengths(lm, rows, templates))
+
+
+def part(readings: Readings, words: Sequence[str]) -> Readings:
+    """The readings of some of the words, in their order."""
+    row = {word: index for index, word in enumerate(readings.words)}
+    chosen = [row[word] for word in words]
+    return Readings(tuple(words), readings.residuals[:, chosen], readings.n_tokens[chosen])
+
+
+def codes(
+    sae: SparseAutoencoder, readings: Readings, batch: int = 2048
+) -> Float[np.ndarray, "words latents"]:
+    """Each word's code: the latents' activations, averaged over the templates."""
+    total = np.zeros((len(readings.words), sae.config.n_latents), np.float32)
+    for template in readings.residuals:
+        for start in range(0, len(template), batch):
+            x = jnp.asarray(template[start : start + batch])
+            dense = coder.dense(coder.encode(sae, x), sae.config.n_latents)
+            total[start : start + batch] += np.asarray(dense)
+    return total / len(readings.residuals)
+
+
+def directions(readings: Readings) -> Float[np.ndarray, "words d_model"]:
+    """Each word's residual, scaled to norm 1 in each template, then averaged over them."""
+    norms = np.linalg.norm(readings.residuals, axis=-1, keepdims=True)
+    return (readings.residuals / norms).mean(axis=0)
+
+
+def _chunk(
+    lm: LanguageModel, tap: Tap, rows: Sequence[Sequence[int]], folder: Path
+) -> Float[np.ndarray, "rows d_model"]:
+    key = repr((lm.fingerprint, tap, [tuple(map(int, row)) for row in rows]))
+    path = folder / f"residuals-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+    if path.exists():
+        return np.load(path, allow_pickle=False)
+    found = capture.last_token(lm, rows, tap)
+    files.require_room(files.writable_dir(folder), found.nbytes)
+    with files.atomic(path) as partial, partial.open("wb") as file:
+        np.save(file, found, allow_pickle=False)
+    return found
+
+
+def _word_lengths(
+    lm: LanguageModel, rows: Sequence[Sequence[Sequence[int]]], templates: Sequence[str]
+) -> Float[np.ndarray, " words"]:
+    lengths: Int[np.ndarray, "templates words"] = np.array([[len(row) for row in t] for t in rows])
+    bare = [len(text.tokenize(lm, [t.removesuffix("{}").rstrip()])[0]) for t in templates]
+    return (lengths - np.array(bare)[:, None]).mean(axis=0)

@@ -1,0 +1,37 @@
+"""The main job: read words, find emotion features, compare with people, steer text, report.
+
+    python -m experiments.quickstart
+    python -m experiments.quickstart --set study.seed=1 --output runs/seed1
+
+Writes `report.html` and `results.json` into the output folder. Whatever was finished is kept
+there, so an interrupted run goes on where it was.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from emojax import config, errors
+from emojax.report import table
+from emojax.study import run
+
+_CONFIG = flags.DEFINE_string("config", "configs/gemma3_270m.py", "The study's configuration.")
+_SET = flags.DEFINE_multi_string("set", [], "Overrides, such as --set study.writing.strength=0.05.")
+_OUTPUT = flags.DEFINE_string("output", "runs/quickstart", "Folder of the report and the results.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the study and prints its table."""
+    del argv
+    settings = config.load(Path(_CONFIG.value), _SET.value)
+    command = f"python -m experiments.quickstart --config {_CONFIG.value}"
+    command += "".join(f" --set {override}" for override in _SET.value)
+    results = run.study(settings.study, Path(_OUTPUT.value), command)
+    print(table.markdown(results))
+    print(f"\nOpen {os.path.relpath(Path(_OUTPUT.value) / 'report.html')} in a browser.")
+
+
+if __name__ == "__main__":
+    errors.run(main)
