@@ -386,7 +386,7 @@ def _hf_chunks(source: Gguf, name: str, config: Mapping[str, Any]) -> Iterator[n
         yield from chunks
 
 
-def _write_weights(source: Gguf, config: Mapping[str, Any], path: Path, progress: str) -> None:
+def _write_weights(source: Gguf, config: Mapping[str, Any], path: Path, bar: tqdm) -> None:
     """Streams the tensors into one float32 safetensors file.
 
     The header (https://huggingface.co/docs/safetensors) can be written first since every size is
@@ -403,8 +403,7 @@ def _write_weights(source: Gguf, config: Mapping[str, Any], path: Path, progress
         }
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    bar = tqdm(total=end, desc=progress, unit="B", unit_scale=True, delay=1)
-    with path.open("wb") as file, bar:
+    with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name in source.tensors:
             for chunk in _hf_chunks(source, name, config):
@@ -454,12 +453,13 @@ def convert(path: Path, sha256: str, cache: Path) -> Path:
             return done
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            floats = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
-            files.require_room(directory.parent, 4 * floats + 2**26)
+            size = 4 * sum(math.prod(tensor.shape) for tensor in source.tensors.values())
+            files.require_room(directory.parent, size + 2**26)
             partial.mkdir()
-            gguf_tokenizer.write(source.metadata, path, partial)
             (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            _write_weights(source, config, partial / "model.safetensors", f"reading {path.name}")
+            with tqdm(desc=f"reading {path.name}", total=size, unit="B", unit_scale=True) as bar:
+                gguf_tokenizer.write(source.metadata, path, partial)
+                _write_weights(source, config, partial / "model.safetensors", bar)
             sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
             manifest = {"gguf": path.name, "gguf_sha256": sha256, "sizes": sizes}
             (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")

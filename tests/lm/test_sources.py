@@ -257,11 +257,11 @@ def test_smollm2_is_what_it_should_be():
 
 
 def _check_tokens(tokenizer, expected: dict[str, list[str]]) -> None:
-    for text, tokens in expected.items():
-        ids = tokenizer(text).input_ids
+    for string, tokens in expected.items():
+        ids = tokenizer(string).input_ids
         assert tokenizer.convert_ids_to_tokens(ids) == tokens
-        plain = tokenizer(text, add_special_tokens=False).input_ids
-        assert tokenizer.decode(plain) == text
+        plain = tokenizer(string, add_special_tokens=False).input_ids
+        assert tokenizer.decode(plain) == string
     english = (
         "It was a bright cold day, and the children who had been playing by the river since the "
         "morning came home tired and happy, with their pockets full of smooth white stones."
