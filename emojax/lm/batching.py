@@ -44,7 +44,7 @@ def check_tokens(
     if isinstance(tokens, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         return
     real = np.asarray(mask)
-    check_rows(config, [row[m] for row, m in zip(np.asarray(tokens), real, strict=True)])
+    check_rows(config, [row[m].tolist() for row, m in zip(np.asarray(tokens), real, strict=True)])
 
 
 class Batch(NamedTuple):

@@ -1,0 +1,117 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_models import CONFIGS, ragged, tiny
+from torch_models import run_reference, save_reference
+
+from emojax.lm import attention, decoder, weights
+from emojax.lm.capture import Tap, capture
+from emojax.lm.config import DecoderConfig
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def relative_error(ours, theirs, mask):
+    return np.abs(np.asarray(ours) - theirs)[mask].max() / np.abs(theirs[mask]).max()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parity_with_transformers(name, side, tmp_path):
+    pytest.importorskip("torch")
+    reference = save_reference(CONFIGS[name], tmp_path)
+    config = DecoderConfig.from_hf(json.loads((tmp_path / "config.json").read_text()))
+    params = weights.load(tmp_path, config)
+    tokens, mask = ragged(config, 4, 40, side)
+
+    logits, layers = run_reference(reference, tokens, mask)
+    ours = decoder.logits(config, params, jnp.asarray(tokens), jnp.asarray(mask))
+    assert relative_error(ours, logits, mask) < 1e-5
+    read = capture(config, params, tokens, mask, [Tap(i) for i in range(config.n_layers)])
+    for tap, values in read.items():
+        assert relative_error(values, layers[tap.layer], mask) < 1e-5, tap
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", ["gemma3", "llama_gqa_tied"])
+def test_padding_changes_nothing(name):
+    config, params = tiny(name)
+    row = np.random.default_rng(0).integers(3, 97, 20)
+    plain = decoder.logits(config, params, jnp.asarray(row[None]), jnp.ones((1, 20), bool))[0]
+    for before in (0, 5, 12):
+        tokens = np.pad(row[None], ((0, 0), (before, 12 - before)), constant_values=7)
+        mask = np.pad(np.ones((1, 20), bool), ((0, 0), (before, 12 - before)))
+        padded = decoder.logits(config, params, jnp.asarray(tokens), jnp.asarray(mask))
+        np.testing.assert_allclose(padded[0, before : before + 20], plain, atol=2e-5)
+
+
+@pytest.mark.smoke
+def test_no_token_sees_a_later_one():
+    config, params = tiny("llama_mha")
+    tokens, mask = jnp.arange(3, 15)[None], jnp.ones((1, 12), bool)
+
+    def logit_sum(embed, t):
+        return decoder.logits(config, params | {"embed": embed}, tokens, mask)[0, t].sum()
+
+    for t in (0, 5, 11):
+        reached = jnp.abs(jax.grad(logit_sum)(params["embed"], t)[tokens[0]]).max(axis=-1)
+        assert (reached[: t + 1] > 0).all() and (reached[t + 1 :] == 0).all()
+
+
+@pytest.mark.smoke
+def test_a_window_ends_where_it_says():
+    config, params = tiny("gemma3_untied", n_layers=1)
+    assert config.windows == (8,)
+    tokens, mask = jnp.arange(3, 23)[None], jnp.ones((1, 20), bool)
+
+    def logit_sum(embed):
+        return decoder.logits(config, params | {"embed": embed}, tokens, mask)[0, -1].sum()
+
+    reached = jnp.abs(jax.grad(logit_sum)(params["embed"])[tokens[0]]).max(axis=-1)
+    assert (reached[-8:] > 0).all() and (reached[:-8] == 0).all()
+
+
+@pytest.mark.smoke
+def test_long_rows_in_blocks_of_queries(monkeypatch):
+    config, params = tiny("gemma3")
+    tokens, mask = map(jnp.asarray, ragged(config, 3, 30, "left"))
+    whole = decoder.logits(config, params, tokens, mask)
+    monkeypatch.setattr(attention, "_BLOCK", 7)
+    blocks = decoder.logits(config, params, tokens, mask)
+    np.testing.assert_allclose(blocks[mask], whole[mask], atol=2e-5)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", ["gemma3", "llama_mha"])
+def test_the_module_is_the_functions(name):
+    config, params = tiny(name)
+    tokens, mask = map(jnp.asarray, ragged(config, 2, 9, "right"))
+    model = decoder.Decoder(config, params)
+    graphdef, state = nnx.split(model)
+    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(params))
+    expected = decoder.logits(config, params, tokens, mask)
+    np.testing.assert_array_equal(nnx.merge(graphdef, state)(tokens, mask), expected)
+    jitted = nnx.jit(lambda model, tokens, mask: model(tokens, mask))
+    np.testing.assert_allclose(jitted(model, tokens, mask), expected, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, model.pure_params(), params)
+
+
+@pytest.mark.smoke
+def test_bfloat16_parameters_compute_in_bfloat16():
+    config, params = tiny("gemma3")
+    tokens, mask = map(jnp.asarray, ragged(config, 2, 9, "right"))
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    read = capture(config, half, tokens, mask, [Tap(3)])[Tap(3)]
+    assert read.dtype == jnp.bfloat16
+    full = capture(config, params, tokens, mask, [Tap(3)])[Tap(3)]
+    error = jnp.linalg.norm(read.astype(jnp.float32) - full) / jnp.linalg.norm(full)
+    assert 0 < error < 0.05

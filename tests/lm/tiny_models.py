@@ -1,0 +1,99 @@
+"""Tiny random models of every trait, in our form and in that of `transformers`."""
+
+import functools
+
+import jax
+import numpy as np
+
+from emojax.lm import decoder
+from emojax.lm.config import DecoderConfig
+from emojax.lm.model import LanguageModel
+
+_SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+_GEMMA = _SIZES | {
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
+    },
+}
+_LLAMA = _SIZES | {"model_type": "llama", "num_hidden_layers": 3}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+# Every prompt of the parity tests is longer than the windows here.
+CONFIGS = {
+    "gemma3": _GEMMA,
+    "gemma3_mqa_linear_rope": _GEMMA
+    | {
+        "num_key_value_heads": 1,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 8.0},
+        },
+    },
+    "gemma3_untied": _GEMMA | {"tie_word_embeddings": False, "num_key_value_heads": 4},
+    "llama_mha": _LLAMA | {"num_key_value_heads": 4, "tie_word_embeddings": False},
+    "llama_gqa_tied": _LLAMA | {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "llama_mqa_llama3_rope": _LLAMA
+    | {
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": False,
+        "rope_parameters": _LLAMA3_ROPE,
+    },
+    "llama_linear_rope": _LLAMA
+    | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+}
+
+
+class NumberTokenizer:
+    """Writes token ids as numbers."""
+
+    def decode(self, row, skip_special_tokens):
+        return " ".join(map(str, row))
+
+
+@functools.cache
+def tiny(name, n_layers=None):
+    """A config of `CONFIGS` (with another depth) and random parameters for it."""
+    attributes = dict(CONFIGS[name])
+    if n_layers is not None:
+        attributes["num_hidden_layers"] = n_layers
+        if "layer_types" in attributes:
+            attributes["layer_types"] = (attributes["layer_types"] * n_layers)[:n_layers]
+    config = DecoderConfig.from_hf(attributes)
+    return config, decoder.init(config, jax.random.key(0))
+
+
+def tiny_lm(name, tmp_path):
+    config, params = tiny(name)
+    return LanguageModel(name, config, params, NumberTokenizer(), tmp_path, "none")
+
+
+def ragged(config, batch, time, side, seed=0):
+    """Random tokens `[batch, time]` and a mask whose padding is on one side; row 0 has none."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, config.vocab_size, (batch, time)).astype(np.int32)
+    lengths = np.concatenate([[time], rng.integers(1, time, batch - 1)])
+    mask = np.arange(time) < lengths[:, None]
+    return tokens, mask if side == "right" else mask[:, ::-1]

@@ -1,0 +1,51 @@
+"""The same tiny models in PyTorch, as the reference of the parity tests."""
+
+import numpy as np
+
+
+def save_reference(attributes, directory):
+    """A random `transformers` model of these attributes, saved under `directory`."""
+    import torch
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    kinds = {"gemma3_text": Gemma3TextConfig, "llama": LlamaConfig}
+    fields = {k: v for k, v in attributes.items() if k != "model_type"}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        kinds[attributes["model_type"]](**fields), attn_implementation="eager"
+    ).float()
+    for parameter in model.parameters():
+        # Norm weights near what they are at the start, matrices large enough to matter.
+        with torch.no_grad():
+            parameter += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(directory)
+    return model.eval()
+
+
+def run_reference(model, tokens, mask, keep=0):
+    """Logits (of the positions `keep`, 0: all) and every layer's output, as numpy arrays."""
+    import torch
+
+    outputs = []
+    hooks = [
+        layer.register_forward_hook(
+            lambda module, inputs, output: outputs.append(
+                (output[0] if isinstance(output, tuple) else output).numpy()
+            )
+        )
+        for layer in model.model.layers
+    ]
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    with torch.no_grad():
+        result = model(
+            torch.tensor(np.asarray(tokens, np.int64)),
+            attention_mask=torch.tensor(np.asarray(mask, np.int64)),
+            position_ids=torch.tensor(positions),
+            logits_to_keep=keep if isinstance(keep, int) else torch.tensor(keep),
+            use_cache=False,
+        )
+    for hook in hooks:
+        hook.remove()
+    return result.logits.numpy(), outputs
