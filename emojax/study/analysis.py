@@ -31,7 +31,7 @@ class Coded:
     trained: Float[np.ndarray, "words latents"]
     untrained: Float[np.ndarray, "words latents"]
     dense: Float[np.ndarray, "words d_model"]
-    n_tokens: Float[np.ndarray, " words"]
+    n_tokens: Int[np.ndarray, " words"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,7 +158,9 @@ def across(
         for language in LANGUAGES
     ]
     rho = space.rdm_correlation(*sides, study.permutations, study.bootstraps, study.seed)
-    jaccard, null = _overlap(found, study.permutations, study.seed)
+    jaccard, null = _overlap(
+        found.english.lists, found.chinese.lists, study.permutations, study.seed
+    )
     return schema.CrossLanguage(
         rdm_spearman=schema.Estimate(value=rho.r, ci_low=rho.low, ci_high=rho.high),
         rdm_p=rho.p,
@@ -315,7 +317,7 @@ def _top_words(m: Material):
 
 
 def _overlap(
-    found: EmotionFeatures, permutations: int, seed: int
+    english: Sequence[np.ndarray], chinese: Sequence[np.ndarray], permutations: int, seed: int
 ) -> tuple[float, Float[np.ndarray, " permutations"]]:
     """Mean Jaccard index of the two languages' lists, and its null with categories shuffled."""
 
@@ -323,7 +325,6 @@ def _overlap(
         union = len(np.union1d(ours, theirs))
         return len(np.intersect1d(ours, theirs)) / union if union else 0.0
 
-    english, chinese = found.english.lists, found.chinese.lists
     table = np.array([[jaccard(ours, theirs) for theirs in chinese] for ours in english])
     rng = np.random.default_rng(seed)
     order = np.arange(len(table))

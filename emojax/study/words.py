@@ -31,12 +31,12 @@ class Readings:
     Attributes:
       words: the words.
       residuals: the residual stream at each word's last token, `[templates, words, d_model]`.
-      n_tokens: how many tokens each word is, on average over the templates.
+      n_tokens: how many tokens each word is, the median over the templates.
     """
 
     words: tuple[str, ...]
     residuals: Float[np.ndarray, "templates words d_model"]
-    n_tokens: Float[np.ndarray, " words"]
+    n_tokens: Int[np.ndarray, " words"]
 
 
 def read(
@@ -116,7 +116,7 @@ def _chunk(
 
 def _word_lengths(
     lm: LanguageModel, rows: Sequence[Sequence[Sequence[int]]], templates: Sequence[str]
-) -> Float[np.ndarray, " words"]:
+) -> Int[np.ndarray, " words"]:
     lengths: Int[np.ndarray, "templates words"] = np.array([[len(row) for row in t] for t in rows])
     bare = [len(text.tokenize(lm, [t.removesuffix("{}").rstrip()])[0]) for t in templates]
-    return (lengths - np.array(bare)[:, None]).mean(axis=0)
+    return np.median(lengths - np.array(bare)[:, None], axis=0).astype(np.int64)

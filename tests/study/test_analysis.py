@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+from synthetic_material import PLANTED, material
+
+from emojax.emotion.concepts import CATEGORIES
+from emojax.errors import UserError
+from emojax.report import results as schema
+from emojax.study import analysis
+from emojax.study.settings import Study
+
+STUDY = Study(
+    model="none",
+    sae="none",
+    folds=3,
+    outside_draws=3,
+    permutations=20,
+    bootstraps=10,
+    null_permutations=3,
+)
+
+
+@pytest.fixture(scope="module")
+def both():
+    return {"en": material("en", 1), "zh": material("zh", 2)}
+
+
+@pytest.fixture(scope="module")
+def found(both):
+    return analysis.select(STUDY, both)
+
+
+def test_planted_latents_are_found_and_few_others(found):
+    for category in range(len(CATEGORIES)):
+        planted = set(range(PLANTED * category, PLANTED * (category + 1)))
+        for selection in (found.english, found.chinese):
+            assert planted <= set(selection.lists[category].tolist())
+            assert len(selection.lists[category]) <= PLANTED + 1
+        assert planted <= set(found.shared[category].tolist())
+
+
+def test_the_feature_table_names_the_words_that_light_a_latent(found, both):
+    table = analysis.feature_table(found, both)
+    schema._check(table, schema.Features, "features")
+    anger = table["categories"][CATEGORIES.index("anger")]
+    assert anger["emotion"] == "anger"
+    assert set(anger["en"][0]["top_words"]) <= set(both["en"].concepts.of("anger"))
+
+
+def test_spaces_and_their_agreement_have_the_schema(found, both):
+    spaces = analysis.spaces(STUDY, found, both)
+    for space in spaces:
+        schema._check(space, schema.Space, "space")
+        assert space["n_latents"] >= PLANTED * len(CATEGORIES)
+    across = analysis.across(STUDY, found, both)
+    schema._check(across, schema.CrossLanguage, "cross")
+    # The same latents were planted in both languages, so shuffling categories loses them all.
+    assert across["jaccard_mean"] > 0.7 > across["jaccard_null"]
+    assert across["jaccard_p"] == pytest.approx(1 / 21)
+
+
+def test_ratings_come_from_the_space_and_from_nothing_else(found, both):
+    rated, scatters, differences = analysis.compare(STUDY, found, both)
+    r = {(x["language"], x["target"], x["feature_set"]): x["r"] for x in rated}
+    for language in ("en", "zh"):
+        for target in ("valence", "arousal"):
+            assert r[language, target, "space"] > 0.9
+            for control in ("outside", "untrained", "dense"):
+                assert abs(r[language, target, control]) < 0.35
+    assert {x["feature_set"] for x in rated} == set(schema.FeatureSet.__args__)
+    sizes = {x["feature_set"]: x["n_features"] for x in rated if x["language"] == "en"}
+    assert sizes["outside"] == sizes["untrained"] == sizes["space"]
+    for difference in differences:
+        assert difference["ci_low"] <= difference["r"] <= difference["ci_high"]
+    scatter = scatters[0]
+    assert len(scatter["words"]) == len(scatter["human"]) == len(scatter["predicted"])
+
+
+def test_an_emotion_without_features_is_named(both):
+    poor = dict(both)
+    concept = both["en"].concept.trained.copy()
+    rows = both["en"].concepts.labels == CATEGORIES.index("pride")
+    concept[rows] = 0
+    coded = analysis.dataclasses.replace(both["en"].concept, trained=concept)
+    poor["en"] = analysis.dataclasses.replace(both["en"], concept=coded)
+    with pytest.raises(UserError, match="pride"):
+        analysis.select(STUDY, poor)
+
+
+def test_overlap_of_unlike_lists_is_nothing_and_of_like_lists_all():
+    ours = [np.array([i]) for i in range(26)]
+    theirs = [np.array([i + 26]) for i in range(26)]
+    jaccard, null = analysis._overlap(ours, theirs, 10, 0)
+    assert jaccard == 0
+    assert (null == 0).all()
+    jaccard, null = analysis._overlap(ours, ours, 10, 0)
+    assert jaccard == 1
+    assert (null < 0.3).all()
