@@ -6,15 +6,6 @@ import jax.numpy as jnp
 DTYPES = ("float32", "bfloat16")
 
 
-def implementation(op: str, name: str | None, offered: dict) -> None:
-    """Raise ValueError unless `name` is None or one of the implementations offered by `op`."""
-    if name is not None and name not in offered:
-        raise ValueError(
-            f"{op}: implementation={name!r} is not known; use None (automatic) or one of "
-            f"{', '.join(map(repr, offered))}."
-        )
-
-
 def dtypes(op: str, same: dict[str, jax.Array], bias: dict[str, jax.Array]) -> None:
     """Raise TypeError unless all of `same` share a supported dtype and `bias` has it or float32."""
     found = {name: str(jnp.asarray(a).dtype) for name, a in same.items()}

@@ -23,7 +23,7 @@ def check(op: str, x: jax.Array, w_enc: jax.Array, b_enc: jax.Array, k: int) -> 
 def encode(
     forward: Callable[..., tuple[jax.Array, ...]],
     k: int,
-    implementation: str,
+    implementation: str | None,
     x: jax.Array,
     w_enc: jax.Array,
     b_enc: jax.Array,

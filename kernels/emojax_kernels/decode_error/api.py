@@ -5,11 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from emojax_kernels import checks
-from emojax_kernels.decode_error import reference, xla
+from emojax_kernels import checks, implementations
 from emojax_kernels.sparse_decode.api import decoder_gradients
-
-IMPLEMENTATIONS = {"reference": reference.decode_error, "xla": xla.decode_error}
 
 
 def decode_error(
@@ -43,7 +40,7 @@ def decode_error(
         ValueError: for shapes that do not agree or an unknown implementation.
     """
     op = "decode_error"
-    checks.implementation(op, implementation, IMPLEMENTATIONS)
+    forward = implementations.find(op, implementation)
     checks.shapes(
         op,
         {
@@ -57,21 +54,21 @@ def decode_error(
     checks.dtypes(op, {"values": values, "w_dec": w_dec, "x": x}, {"b_dec": b_dec})
     checks.indices(op, indices)
     if implementation == "reference":
-        return reference.decode_error(values, indices, w_dec, b_dec, x)
-    return _decode_error(values, indices, w_dec, b_dec, x, implementation or "xla")
+        return forward(values, indices, w_dec, b_dec, x)
+    return _decode_error(values, indices, w_dec, b_dec, x, forward, implementation)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _decode_error(values, indices, w_dec, b_dec, x, implementation):
-    return IMPLEMENTATIONS[implementation](values, indices, w_dec, b_dec, x)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _decode_error(values, indices, w_dec, b_dec, x, forward, implementation):
+    return forward(values, indices, w_dec, b_dec, x)
 
 
-def _forward(values, indices, w_dec, b_dec, x, implementation):
-    squared, error = _decode_error(values, indices, w_dec, b_dec, x, implementation)
+def _forward(values, indices, w_dec, b_dec, x, forward, implementation):
+    squared, error = _decode_error(values, indices, w_dec, b_dec, x, forward, implementation)
     return (squared, error), (values, indices, w_dec, b_dec, error)
 
 
-def _backward(implementation, residuals, cotangents):
+def _backward(forward, implementation, residuals, cotangents):
     values, indices, w_dec, b_dec, error = residuals
     d_squared, d_error = (c.astype(jnp.float32) for c in cotangents)
     e = (2 * d_squared[:, None] * error.astype(jnp.float32) + d_error).astype(error.dtype)

@@ -2,10 +2,7 @@
 
 import jax
 
-from emojax_kernels import checks, encoder
-from emojax_kernels.groupmax_encode import reference, xla
-
-IMPLEMENTATIONS = {"reference": reference.groupmax_encode, "xla": xla.groupmax_encode}
+from emojax_kernels import encoder, implementations
 
 
 def groupmax_encode(
@@ -38,12 +35,11 @@ def groupmax_encode(
             implementation.
     """
     op = "groupmax_encode"
-    checks.implementation(op, implementation, IMPLEMENTATIONS)
+    forward = implementations.find(op, implementation)
     n = encoder.check(op, x, w_enc, b_enc, k)
     if n % k:
         raise ValueError(f"{op}: k={k} with n={n} latents; supported: a k that divides n.")
     if implementation == "reference":
-        return reference.groupmax_encode(x, w_enc, b_enc, k)
-    name = implementation or "xla"
-    values, indices = encoder.encode(IMPLEMENTATIONS[name], k, name, x, w_enc, b_enc)
+        return forward(x, w_enc, b_enc, k)
+    values, indices = encoder.encode(forward, k, implementation, x, w_enc, b_enc)
     return values, indices

@@ -5,9 +5,12 @@ import types
 import jax
 import jax.numpy as jnp
 
-from emojax_kernels.row_products import xla
+from emojax_kernels import implementations
 
-PRODUCTS: dict[str, types.ModuleType] = {"xla": xla}
+
+def products(implementation: str | None) -> types.ModuleType:
+    """The module with `gather_sum`, `gather_dot` and `scatter_sum`."""
+    return implementations.module("row_products", implementation or implementations.automatic())
 
 
 def encoder_gradients(
@@ -17,16 +20,16 @@ def encoder_gradients(
     x: jax.Array,
     w_enc: jax.Array,
     b_enc: jax.Array,
-    implementation: str,
+    implementation: str | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of x, w_enc and b_enc from that of an encoder's values, all `[tokens, k]`.
 
     A pre-activation reaches its value through a ReLU, so a slot of value 0 passes nothing on.
     """
-    products = PRODUCTS[implementation]
     n = w_enc.shape[0]
     d_pre = jnp.where(values > 0, d_values, 0)
-    d_x = products.gather_sum(d_pre, indices, w_enc)
-    d_w = products.scatter_sum(d_pre, indices, x, n)
+    by = products(implementation)
+    d_x = by.gather_sum(d_pre, indices, w_enc)
+    d_w = by.scatter_sum(d_pre, indices, x, n)
     d_b = jnp.zeros(n, jnp.float32).at[indices.reshape(-1)].add(d_pre.reshape(-1).astype("float32"))
     return d_x.astype(x.dtype), d_w.astype(w_enc.dtype), d_b.astype(b_enc.dtype)

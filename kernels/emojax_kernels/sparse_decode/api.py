@@ -5,11 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from emojax_kernels import checks
-from emojax_kernels.row_products.api import PRODUCTS
-from emojax_kernels.sparse_decode import reference, xla
-
-IMPLEMENTATIONS = {"reference": reference.sparse_decode, "xla": xla.sparse_decode}
+from emojax_kernels import checks, implementations
+from emojax_kernels.row_products.api import products
 
 
 def sparse_decode(
@@ -30,8 +27,7 @@ def sparse_decode(
         indices: `[tokens, k]`, int32, each within 0..n-1 (not checked: it is data).
         w_dec: `[n, d]`, one row per latent, of values' dtype.
         b_dec: `[d]`, of values' dtype or float32.
-        implementation: "reference" (plain `jax.numpy`, differentiated by JAX), "xla", or None for
-            the fastest on the platform that the code is compiled for.
+        implementation: as in `topk_encode`.
 
     Returns:
         `[tokens, d]`, of values' dtype.
@@ -41,7 +37,7 @@ def sparse_decode(
         ValueError: for shapes that do not agree or an unknown implementation.
     """
     op = "sparse_decode"
-    checks.implementation(op, implementation, IMPLEMENTATIONS)
+    forward = implementations.find(op, implementation)
     checks.shapes(
         op,
         {
@@ -54,21 +50,21 @@ def sparse_decode(
     checks.dtypes(op, {"values": values, "w_dec": w_dec}, {"b_dec": b_dec})
     checks.indices(op, indices)
     if implementation == "reference":
-        return reference.sparse_decode(values, indices, w_dec, b_dec)
-    return _decode(values, indices, w_dec, b_dec, implementation or "xla")
+        return forward(values, indices, w_dec, b_dec)
+    return _decode(values, indices, w_dec, b_dec, forward, implementation)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _decode(values, indices, w_dec, b_dec, implementation):
-    return IMPLEMENTATIONS[implementation](values, indices, w_dec, b_dec)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _decode(values, indices, w_dec, b_dec, forward, implementation):
+    return forward(values, indices, w_dec, b_dec)
 
 
-def _forward(values, indices, w_dec, b_dec, implementation):
-    out = _decode(values, indices, w_dec, b_dec, implementation)
+def _forward(values, indices, w_dec, b_dec, forward, implementation):
+    out = _decode(values, indices, w_dec, b_dec, forward, implementation)
     return out, (values, indices, w_dec, b_dec)
 
 
-def _backward(implementation, residuals, e):
+def _backward(forward, implementation, residuals, e):
     values, indices, w_dec, b_dec = residuals
     d_values, d_w, d_b = decoder_gradients(e, values, indices, w_dec, b_dec, implementation)
     return d_values, None, d_w, d_b
@@ -83,11 +79,11 @@ def decoder_gradients(
     indices: jax.Array,
     w_dec: jax.Array,
     b_dec: jax.Array,
-    implementation: str,
+    implementation: str | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of values, w_dec and b_dec from that of the decoder's output, `[tokens, d]`."""
-    products = PRODUCTS[implementation]
-    d_values = products.gather_dot(e, indices, w_dec)
-    d_w = products.scatter_sum(values, indices, e, w_dec.shape[0])
+    by = products(implementation)
+    d_values = by.gather_dot(e, indices, w_dec)
+    d_w = by.scatter_sum(values, indices, e, w_dec.shape[0])
     d_b = e.astype(jnp.float32).sum(0)
     return d_values.astype(values.dtype), d_w.astype(w_dec.dtype), d_b.astype(b_dec.dtype)

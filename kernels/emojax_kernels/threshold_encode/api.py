@@ -2,10 +2,7 @@
 
 import jax
 
-from emojax_kernels import checks, encoder
-from emojax_kernels.threshold_encode import reference, xla
-
-IMPLEMENTATIONS = {"reference": reference.threshold_encode, "xla": xla.threshold_encode}
+from emojax_kernels import checks, encoder, implementations
 
 
 def threshold_encode(
@@ -46,13 +43,11 @@ def threshold_encode(
         ValueError: for shapes that do not agree, k outside 1..n or an unknown implementation.
     """
     op = "threshold_encode"
-    checks.implementation(op, implementation, IMPLEMENTATIONS)
+    forward = implementations.find(op, implementation)
     encoder.check(op, x, w_enc, b_enc, k)
     checks.shapes(op, {"b_enc": (b_enc, "n"), "threshold": (threshold, "n")})
     checks.dtypes(op, {"x": x, "w_enc": w_enc}, {"threshold": threshold})
     if implementation == "reference":
-        return reference.threshold_encode(x, w_enc, b_enc, threshold, k)
-    name = implementation or "xla"
-    forward = IMPLEMENTATIONS[name]
-    values, indices, count = encoder.encode(forward, k, name, x, w_enc, b_enc, threshold)
+        return forward(x, w_enc, b_enc, threshold, k)
+    values, indices, count = encoder.encode(forward, k, implementation, x, w_enc, b_enc, threshold)
     return values, indices, count

@@ -3,10 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from emojax_kernels import checks, encoder
-from emojax_kernels.topk_encode import reference, xla
-
-IMPLEMENTATIONS = {"reference": reference.topk_encode, "xla": xla.topk_encode}
+from emojax_kernels import checks, encoder, implementations
 
 
 def topk_encode(
@@ -22,8 +19,8 @@ def topk_encode(
 
     Pre-activations `x @ w_enc.T + b_enc` are accumulated in float32 and rounded to x's dtype; the
     k largest of them are passed through ReLU. Ties go to the lower index. A token with fewer than
-    k positive pre-activations has slots of value 0, whose indices are valid and distinct but mean
-    nothing. A token that holds a NaN has NaN values; other tokens are not touched by it.
+    k positive pre-activations has slots of value 0, whose indices are valid but mean nothing. A
+    token that holds a NaN has NaN values; other tokens are not touched by it.
 
     Differentiable in x, w_enc and b_enc (reverse mode), with no `[tokens, n]` cotangent.
 
@@ -33,8 +30,8 @@ def topk_encode(
         b_enc: `[n]`, of x's dtype or float32.
         k: latents kept per token, 1 <= k <= n; static.
         mask: `[n]`, bool; latents where it is False do not compete (AuxK: the dead ones are True).
-        implementation: "reference" (plain `jax.numpy`, differentiated by JAX), "xla", or None for
-            the fastest that is proven on the platform at hand.
+        implementation: "reference" (plain `jax.numpy`, differentiated by JAX), "xla", "triton"
+            (NVIDIA), or None for the fastest that is proven on the platform at hand.
 
     Returns:
         values: `[tokens, k]`, of x's dtype, non-negative, descending.
@@ -45,13 +42,12 @@ def topk_encode(
         ValueError: for shapes that do not agree, k outside 1..n or an unknown implementation.
     """
     op = "topk_encode"
-    checks.implementation(op, implementation, IMPLEMENTATIONS)
+    forward = implementations.find(op, implementation)
     encoder.check(op, x, w_enc, b_enc, k)
     if mask is not None:
         checks.mask(op, mask, w_enc.shape[0])
         b_enc = jnp.where(mask, b_enc, -jnp.inf)
     if implementation == "reference":
-        return reference.topk_encode(x, w_enc, b_enc, k)
-    name = implementation or "xla"
-    values, indices = encoder.encode(IMPLEMENTATIONS[name], k, name, x, w_enc, b_enc)
+        return forward(x, w_enc, b_enc, k)
+    values, indices = encoder.encode(forward, k, implementation, x, w_enc, b_enc)
     return values, indices

@@ -1,0 +1,76 @@
+"""Both gradients of every latent, its norm and its Adam step, as one operation."""
+
+import jax
+import jax.numpy as jnp
+
+from emojax_kernels import checks, implementations
+from emojax_kernels.fused_row_update.state import RowAdam, RowState
+
+MOMENTS = ("float32", "bfloat16", "int8")
+
+
+def fused_row_update(
+    rows: RowState,
+    x: jax.Array,
+    error: jax.Array,
+    values: jax.Array,
+    indices: jax.Array,
+    *,
+    learning_rate: jax.Array | float,
+    settings: RowAdam,
+    implementation: str | None = None,
+) -> RowState:
+    """One training step of the dictionary, from a code and the cotangent of its reconstruction.
+
+    With `dz[t, s] = <error[t], w_dec[j]> * (values[t, s] > 0)` and j = indices[t, s], the
+    gradients are `sum values * error` for w_dec[j], `sum dz * x` for w_enc[j] and `sum dz` for
+    b_enc[j]. Then, row by row: the decoder gradient's projection, Adam with bias correction
+    (as `optax.adam`), and the decoder's renormalisation. b_dec is not a row: its gradient is
+    `error.sum(0)`, and what the encoder's input owes to it.
+
+    Several losses on the same rows (AuxK, Matryoshka prefixes) are one call with their tokens
+    stacked: x, error, values and indices concatenated over the token axis.
+
+    Two runs give the same bits. Donate `rows` under `jax.jit` to update in place.
+
+    Args:
+        rows: the dictionary and its optimiser state, from `init_rows`.
+        x: `[tokens, d]`, what the encoder read, float32 or bfloat16.
+        error: `[tokens, d]`, cotangent of the reconstruction, of x's dtype: for the mean squared
+            error, `decode_error`'s error times `2 / (tokens * d)`.
+        values: `[tokens, k]`, of x's dtype.
+        indices: `[tokens, k]`, int32.
+        learning_rate: scalar.
+        settings: of Adam; static.
+        implementation: as in `topk_encode`.
+
+    Returns:
+        The next `RowState`.
+
+    Raises:
+        TypeError: for a dtype that is not supported.
+        ValueError: for shapes that do not agree, unknown moments or an unknown implementation.
+    """
+    op = "fused_row_update"
+    forward = implementations.find(op, implementation)
+    if settings.moments not in MOMENTS:
+        raise ValueError(
+            f"{op}: moments={settings.moments!r}; supported: {', '.join(map(repr, MOMENTS))}."
+        )
+    checks.shapes(
+        op,
+        {
+            "w_enc": (rows.w_enc, "n d"),
+            "w_dec": (rows.w_dec, "n d"),
+            "b_enc": (rows.b_enc, "n"),
+            "x": (x, "tokens d"),
+            "error": (error, "tokens d"),
+            "values": (values, "tokens k"),
+            "indices": (indices, "tokens k"),
+        },
+    )
+    checks.dtypes(op, {"w_enc": rows.w_enc, "w_dec": rows.w_dec}, {})
+    checks.dtypes(op, {"x": x, "error": error, "values": values}, {})
+    checks.indices(op, indices)
+    rate = jnp.asarray(learning_rate, jnp.float32)
+    return forward(rows, x, error, values, indices, rate, settings)

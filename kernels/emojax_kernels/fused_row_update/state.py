@@ -1,0 +1,93 @@
+"""The dictionary with its optimiser state, and the settings of its update."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from emojax_kernels.fused_row_update import moments
+from emojax_kernels.fused_row_update.moments import Moment
+
+
+@dataclasses.dataclass(frozen=True)
+class RowAdam:
+    """Settings of the fused update; hashable, static under `jax.jit`.
+
+    Attributes:
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        unit_norm_decoder: take from each decoder gradient what lies along its row, and bring every
+            decoder row back to unit norm after the step (Bricken et al. 2023).
+        moments: "float32"; "bfloat16" (stochastically rounded); or "int8" (block-wise, see
+            `moments.py`).
+        shadow: None, or "bfloat16" to write copies of both matrices for the next step's products.
+        seed: of the stochastic rounding.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    unit_norm_decoder: bool = True
+    moments: str = "float32"
+    shadow: str | None = None
+    seed: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowState:
+    """All that one latent owns, stacked over latents.
+
+    Attributes:
+        w_enc: `[n, d]`, float32 or bfloat16 (then stochastically rounded).
+        w_dec: `[n, d]`, of w_enc's dtype.
+        b_enc: `[n]`, float32.
+        m_enc, v_enc, m_dec, v_dec: Adam's moments of the matrices.
+        m_bias, v_bias: `[n]`, float32, Adam's moments of b_enc.
+        shadow_enc, shadow_dec: `[n, d]`, bfloat16, or None.
+        step: int32, updates done.
+    """
+
+    w_enc: jax.Array
+    w_dec: jax.Array
+    b_enc: jax.Array
+    m_enc: Moment
+    v_enc: Moment
+    m_dec: Moment
+    v_dec: Moment
+    m_bias: jax.Array
+    v_bias: jax.Array
+    shadow_enc: jax.Array | None
+    shadow_dec: jax.Array | None
+    step: jax.Array
+
+
+def init_rows(w_enc: jax.Array, b_enc: jax.Array, w_dec: jax.Array, settings: RowAdam) -> RowState:
+    """State before the first update: zero moments.
+
+    Args:
+        w_enc: `[n, d]`, float32 or bfloat16.
+        b_enc: `[n]`, float32.
+        w_dec: `[n, d]`, of w_enc's dtype.
+        settings: of the updates to come.
+    """
+    shadow_enc = None if settings.shadow is None else w_enc.astype(settings.shadow)
+    shadow_dec = None if settings.shadow is None else w_dec.astype(settings.shadow)
+    first = [moments.zeros(w_enc.shape, settings.moments, signed=True) for _ in range(2)]
+    second = [moments.zeros(w_enc.shape, settings.moments, signed=False) for _ in range(2)]
+    # Each leaf owns its buffer, so that all of the state can be donated.
+    return RowState(
+        w_enc=w_enc,
+        w_dec=w_dec,
+        b_enc=b_enc,
+        m_enc=first[0],
+        v_enc=second[0],
+        m_dec=first[1],
+        v_dec=second[1],
+        m_bias=jnp.zeros(b_enc.shape, jnp.float32),
+        v_bias=jnp.zeros(b_enc.shape, jnp.float32),
+        shadow_enc=shadow_enc,
+        shadow_dec=shadow_dec,
+        step=jnp.zeros((), jnp.int32),
+    )

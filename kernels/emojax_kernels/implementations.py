@@ -1,0 +1,34 @@
+"""Finding an operation's implementation: the function of its name in the file of the other's."""
+
+import importlib
+import types
+from collections.abc import Callable
+
+NAMES = ("reference", "xla", "triton")
+
+
+def module(op: str, implementation: str) -> types.ModuleType:
+    """`emojax_kernels.<op>.<implementation>`, imported when first asked for."""
+    return importlib.import_module(f"emojax_kernels.{op}.{implementation}")
+
+
+def find(op: str, implementation: str | None, offered: tuple[str, ...] = NAMES) -> Callable:
+    """The implementation of `op` by name, or the automatic choice for None.
+
+    Automatic is "xla": on the CPU the fastest by measurement, elsewhere the one that is proven.
+
+    Raises:
+        ValueError: if `implementation` is none of `offered`.
+    """
+    name = implementation or automatic()
+    if name not in offered:
+        raise ValueError(
+            f"{op}: implementation={implementation!r} is not known; use None (automatic) or one of "
+            f"{', '.join(map(repr, offered))}."
+        )
+    return getattr(module(op, name), op)
+
+
+def automatic() -> str:
+    """The name that None stands for."""
+    return "xla"
