@@ -47,7 +47,7 @@ class Material:
     rated: Coded
 
 
-def select(study: Study, material: Mapping[str, Material]) -> EmotionFeatures:
+def select(study: Study, material: Mapping[schema.Language, Material]) -> EmotionFeatures:
     """The emotion features of both languages.
 
     Raises:
@@ -62,12 +62,14 @@ def select(study: Study, material: Mapping[str, Material]) -> EmotionFeatures:
     return features.combine(chosen["en"], chosen["zh"])
 
 
-def feature_table(found: EmotionFeatures, material: Mapping[str, Material]) -> schema.Features:
+def feature_table(
+    found: EmotionFeatures, material: Mapping[schema.Language, Material]
+) -> schema.Features:
     """Every emotion's latents with their statistics and strongest words."""
     selections = {"en": found.english, "zh": found.chinese}
     tops = {language: _top_words(m) for language, m in material.items()}
 
-    def rows(language: str, category: int) -> list[schema.Latent]:
+    def rows(language: schema.Language, category: int) -> list[schema.Latent]:
         chosen = selections[language]
         return [
             schema.Latent(
@@ -85,9 +87,10 @@ def feature_table(found: EmotionFeatures, material: Mapping[str, Material]) -> s
 
     names_zh = {c: material["zh"].concepts.of(c)[0] for c in CATEGORIES}
     return schema.Features(
-        rule=dataclasses.asdict(found.english.thresholds),
+        rule={**dataclasses.asdict(found.english.thresholds)},
         words_per_category={
-            language: len(m.concepts.words) / len(CATEGORIES) for language, m in material.items()
+            str(language): len(m.concepts.words) / len(CATEGORIES)
+            for language, m in material.items()
         },
         categories=[
             schema.CategoryFeatures(
@@ -103,7 +106,7 @@ def feature_table(found: EmotionFeatures, material: Mapping[str, Material]) -> s
 
 
 def spaces(
-    study: Study, found: EmotionFeatures, material: Mapping[str, Material]
+    study: Study, found: EmotionFeatures, material: Mapping[schema.Language, Material]
 ) -> list[schema.Space]:
     """The emotion space of each language, over the latents of its own lists."""
     drawn = []
@@ -150,14 +153,14 @@ def spaces(
 
 
 def across(
-    study: Study, found: EmotionFeatures, material: Mapping[str, Material]
+    study: Study, found: EmotionFeatures, material: Mapping[schema.Language, Material]
 ) -> schema.CrossLanguage:
     """How far the two languages' spaces agree: in geometry, and latent by latent."""
-    sides = [
+    english, chinese = (
         (material[language].concepts, material[language].concept.trained, found.space(language))
         for language in LANGUAGES
-    ]
-    rho = space.rdm_correlation(*sides, study.permutations, study.bootstraps, study.seed)
+    )
+    rho = space.rdm_correlation(english, chinese, study.permutations, study.bootstraps, study.seed)
     jaccard, null = _overlap(
         found.english.lists, found.chinese.lists, study.permutations, study.seed
     )
@@ -172,7 +175,7 @@ def across(
 
 
 def compare(
-    study: Study, found: EmotionFeatures, material: Mapping[str, Material]
+    study: Study, found: EmotionFeatures, material: Mapping[schema.Language, Material]
 ) -> tuple[list[schema.Rating], list[schema.Scatter], list[schema.Difference]]:
     """Predicts human ratings from the features and from every baseline, on the same folds."""
     rated: list[schema.Rating] = []
@@ -230,7 +233,10 @@ def compare(
 
 
 def _feature_sets(
-    study: Study, found: EmotionFeatures, material: Mapping[str, Material], language: str
+    study: Study,
+    found: EmotionFeatures,
+    material: Mapping[schema.Language, Material],
+    language: schema.Language,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What the regression sees, by name; and the draws from outside the space."""
     m = material[language]

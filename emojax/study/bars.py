@@ -7,7 +7,16 @@ not available to us); S and T are about our own dictionary and text. A missed ba
 from collections.abc import Iterator
 
 from emojax.report import results as schema
-from emojax.report.results import Bar, CrossLanguage, Language, Rating, Results, Space, Target
+from emojax.report.results import (
+    Bar,
+    CrossLanguage,
+    FeatureSet,
+    Language,
+    Rating,
+    Results,
+    Space,
+    Target,
+)
 
 NAMES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
 
@@ -52,7 +61,7 @@ def _space(spaces: list[Space]) -> Iterator[Bar]:
 def _ratings(ratings: list[Rating]) -> Iterator[Bar]:
     r = {(x["language"], x["target"], x["feature_set"]): x["r"] for x in ratings}
 
-    def difference(language: Language, one: str, other: str) -> float | None:
+    def difference(language: Language, one: FeatureSet, other: FeatureSet) -> float | None:
         first, second = r.get((language, "valence", one)), r.get((language, "valence", other))
         return None if first is None or second is None else first - second
 

@@ -43,7 +43,7 @@ def run(
     settings: Study,
     lm: LanguageModel,
     trained: Artefact,
-    material: Mapping[str, Material],
+    material: Mapping[schema.Language, Material],
     command: str,
     started: datetime.datetime,
     seconds: dict[str, float],
@@ -130,7 +130,7 @@ def notes(settings: Study) -> list[str]:
 
 
 def _sources(
-    lm: LanguageModel, trained: Artefact, material: Mapping[str, Material]
+    lm: LanguageModel, trained: Artefact, material: Mapping[schema.Language, Material]
 ) -> list[schema.Source]:
     with resources.as_file(resources.files("emojax") / "data/glasgow_norms.csv") as glasgow:
         glasgow_hash = files.sha256(glasgow)

@@ -33,7 +33,7 @@ def steer(
     lm: LanguageModel,
     trained: Artefact,
     found: EmotionFeatures,
-    material: Mapping[str, Material],
+    material: Mapping[schema.Language, Material],
     kept: Path,
 ) -> schema.Steering:
     """Writes every prompt with every emotion, and measures what came of it.
@@ -51,7 +51,7 @@ def steer(
         for written in _write(study, lm, methods, index, prompt, kept)
     ]
     words = {
-        language: {category: m.concepts.of(category) for category in CATEGORIES}
+        str(language): {category: m.concepts.of(category) for category in CATEGORIES}
         for language, m in material.items()
     }
     judges = _judges(study)
@@ -90,7 +90,7 @@ def make_vectors(
     lm: LanguageModel,
     trained: Artefact,
     found: EmotionFeatures,
-    material: Mapping[str, Material],
+    material: Mapping[schema.Language, Material],
 ) -> dict[str, list[SteeringVector]]:
     """A vector per emotion by each method: latents, difference of means, chance.
 
