@@ -1,0 +1,140 @@
+"""The main job as a person runs it: a process, real weights, files, interruptions, bad input."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from emojax.report import results as schema
+
+pytestmark = pytest.mark.model
+
+SMALL = {
+    "study.reading.words_per_language": "120",
+    "study.reading.templates_en": "The word {}",
+    "study.reading.templates_zh": "词语{}",
+    "study.writing.prompts_en": "The letter arrived and",
+    "study.writing.prompts_zh": "我看着窗外，",
+    "study.writing.max_new_tokens": "4",
+    "study.thresholds.q": "0.3",
+    "study.thresholds.features": "0",
+    "study.permutations": "20",
+    "study.bootstraps": "5",
+    "study.null_permutations": "2",
+    "study.outside_draws": "1",
+}
+
+
+def command(output: Path, **settings: str) -> list[str]:
+    chosen = SMALL | {name.replace("__", "."): value for name, value in settings.items()}
+    overrides = [f"--set={name}={value}" for name, value in chosen.items()]
+    return [sys.executable, "-m", "experiments.quickstart", f"--output={output}", *overrides]
+
+
+def run(output: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(output, **settings), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    output = tmp_path_factory.mktemp("quickstart")
+    done = run(output)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return output, done.stdout
+
+
+def numbers(value: object) -> list[float]:
+    """Every number in a JSON value, in order."""
+    if isinstance(value, dict):
+        return [n for key in value for n in numbers(value[key])]
+    if isinstance(value, list):
+        return [n for item in value for n in numbers(item)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def test_it_leaves_a_report_the_results_and_a_table(finished):
+    output, printed = finished
+    found = schema.read(output / "results.json")
+    assert {x["language"] for x in found["ratings"]} == {"en", "zh"}
+    assert len(found["steering"]["rows"]) == 2 * (1 + 3 * 26)
+    assert (output / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert "| Pearson r with human ratings" in printed
+    assert found["bars"]
+
+
+def test_a_rerun_gives_the_same_numbers(finished):
+    output, _ = finished
+    before = schema.read(output / "results.json")
+    kept = {path: path.stat().st_mtime_ns for path in (output / "cache").iterdir()}
+    assert run(output).returncode == 0
+    after = schema.read(output / "results.json")
+    for part in ("sae", "features", "ratings", "differences", "spaces", "steering", "bars"):
+        assert numbers(after[part]) == pytest.approx(numbers(before[part]), abs=1e-3), part
+    assert {path: path.stat().st_mtime_ns for path in (output / "cache").iterdir()} == kept
+
+
+def test_ctrl_c_and_a_rerun_goes_on(tmp_path: Path):
+    process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 600
+    while not list(tmp_path.glob("cache/residuals-*.npy")):
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert b"run the same command again" in said
+    assert b"Traceback" not in said
+    assert not (tmp_path / "results.json").exists()
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/residuals-*.npy")}
+    assert first
+    assert run(tmp_path).returncode == 0
+    for path, written in first.items():
+        assert path.stat().st_mtime_ns == written
+
+
+def test_an_emotion_with_too_few_features_leaves_earlier_results(finished):
+    output, _ = finished
+    before = (output / "results.json").read_bytes()
+    done = run(output, study__thresholds__features="4000")
+    assert done.returncode == 1
+    assert "error: Too few features" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (output / "results.json").read_bytes() == before
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path):
+    done = run(tmp_path, study__sae="nowhere")
+    assert done.returncode == 1
+    assert "error: There is no dictionary at nowhere" in done.stderr
+
+    done = run(tmp_path, study__seeed="1")
+    assert done.returncode == 1
+    assert "seeed" in done.stderr
+
+    (tmp_path / "taken").write_text("a file")
+    done = run(tmp_path / "taken")
+    assert done.returncode == 1
+    assert "cannot be written to" in done.stderr
+    for line in done.stderr.splitlines():
+        assert not line.startswith("Traceback")
+
+
+def test_help_names_the_flags():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.quickstart", "--help"],
+        capture_output=True,
+        text=True,
+    )
+    for flag in ("--config", "--set", "--output"):
+        assert flag in done.stdout
+    assert "report.html" in done.stdout
+
+
+def test_results_are_plain_json(finished):
+    output, _ = finished
+    assert json.loads((output / "results.json").read_text(encoding="utf-8"))["schema"] == 1
