@@ -39,7 +39,7 @@ class Controls:
 
     language: str
     words: tuple[str, ...]
-    matched: tuple[Int[np.ndarray, " controls"], ...]
+    matched: tuple[Int[np.ndarray, " _"], ...]
 
 
 def zipf(words: Sequence[str], language: str) -> Float[np.ndarray, " words"]:
@@ -58,7 +58,7 @@ def candidates(concepts: ConceptSet) -> tuple[str, ...]:
     without a tagger, function words and names. English: stop words, words under three letters, and
     words nearly as common (within 1 Zipf unit) in two or more of six other languages, as names are.
     Chinese: words that wordfreq's own dictionary does not tag as common noun, verb, adjective,
-      idiom or set phrase.
+    idiom or set phrase.
     """
     table = wordfreq.get_frequency_dict(concepts.language, "small")
     if concepts.language == "en":

@@ -8,7 +8,6 @@ category off within emotion words but not in the language at large. Both are exa
 larger of the two).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,7 +70,7 @@ class Selection:
     coverage: Float[np.ndarray, "categories latents"]
     density: Float[np.ndarray, " latents"]
     against_controls: Int[np.ndarray, " categories"]
-    lists: tuple[Int[np.ndarray, " listed"], ...]
+    lists: tuple[Int[np.ndarray, " _"], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +87,10 @@ class EmotionFeatures:
 
     english: Selection
     chinese: Selection
-    shared: tuple[Int[np.ndarray, " listed"], ...]
-    steer: tuple[Int[np.ndarray, " listed"], ...] = ()
+    shared: tuple[Int[np.ndarray, " _"], ...]
+    steer: tuple[Int[np.ndarray, " _"], ...] = ()
 
-    def read(self, which: Which) -> tuple[Int[np.ndarray, " listed"], ...]:
+    def read(self, which: Which) -> tuple[Int[np.ndarray, " _"], ...]:
         """Per category the latents that represent it, best first."""
         return {"en": self.english.lists, "zh": self.chinese.lists, "shared": self.shared}[which]
 
@@ -136,7 +135,7 @@ def select(
     density = (pool > 0).mean(axis=0)
     # Which latents are live does not depend on which word is in which group, so leaving the dead
     # out of the family is valid independent filtering (Bourgon et al. 2010).
-    live = (own > 0).any(axis=0) | (pool > 0).any(axis=0)
+    live = (np.concatenate([own, pool]) > 0).any(axis=0)
     p = np.maximum(p_controls, p_others)
     q = _adjusted(p, live)
 
@@ -243,31 +242,6 @@ def outside(
         drawn.append(free[pick])
         free = np.delete(free, pick)
     return np.sort(np.array(drawn, dtype=np.int64))
-
-
-def overlap(features: EmotionFeatures, permutations: int, seed: int) -> tuple[float, float, float]:
-    """How much the two languages' lists agree category by category.
-
-    Returns:
-      mean over categories of shared latents / latents on either list (Jaccard index; 0 where both
-      lists are empty), its mean with the categories of one language permuted, and the share of
-      permutations, the true order among them, that reach it.
-    """
-    ours, theirs = ([set(listed.tolist()) for listed in features.read(w)] for w in ("en", "zh"))
-    table = np.array([[len(a & b) / max(len(a | b), 1) for b in theirs] for a in ours])
-    rng = np.random.default_rng(seed)
-    rows = np.arange(len(table))
-    null = np.array([table[rows, rng.permutation(rows)].mean() for _ in range(permutations)])
-    mean = table.diagonal().mean()
-    p = (1 + (null >= mean - 1e-12).sum()) / (1 + permutations)
-    return float(mean), float(null.mean()), float(p)
-
-
-def strongest_words(words: Sequence[str], codes: Codes, latent: int, count: int) -> tuple[str, ...]:
-    """The words that activate a latent most, strongest first; only words that do activate it."""
-    column = _dense(codes[:, [latent]])[:, 0]
-    order = np.argsort(-column, kind="stable")[:count]
-    return tuple(words[i] for i in order if column[i] > 0)
 
 
 def _adjusted(

@@ -1,10 +1,9 @@
 """Human ratings of words: valence and arousal.
 
 Shipped: the Glasgow Norms (Scott et al. 2019, Behavior Research Methods 51:1258-1270, CC BY 4.0),
-  cut to word,
-valence and arousal. Fetched at run time from a pinned wheel: CVAW, the words of the Chinese EmoBank
-(Lee, Li and Yu 2022, ACM TALLIP 21(4):65). Any other norm (Warriner et al. 2013, Yi et al. 2025,
-...) is read from a path that its user names.
+cut to word, valence and arousal. Fetched at run time from a pinned wheel: CVAW, the words of the
+Chinese EmoBank (Lee, Li and Yu 2022, ACM TALLIP 21(4):65). Any other norm (Warriner et al. 2013, Yi
+et al. 2025, ...) is read from a path that its user names.
 """
 
 import csv

@@ -1,10 +1,9 @@
 """Exact permutation test: do these words activate a latent more than those? For every latent.
 
 The statistic is the rank sum of the group's words (Wilcoxon's; its AUROC form is the effect size).
-Codes are
-sparse: on N words a latent has m positive values, which differ from one another, and N - m zeros,
-  which tie.
-Under the null every way to pick the group's n of the N words is equally likely, so
+Codes are sparse: on N words a latent has m positive values, which differ from one another, and
+N - m zeros, which tie. Under the null every way to pick the group's n of the N words is equally
+likely, so
 
     k, the number of positive words picked, is hypergeometric(N, m, n), and
     s, the sum of their ranks 1..m among the positives, is the sum of k of the numbers 1..m,
@@ -13,9 +12,9 @@ and with the zeros at their mean rank the rank sum is s + k (N - m - 1) / 2 plus
 null distribution thus depends on m alone, not on the latent. It is computed exactly: the
 distribution of s given k and m follows from that for m - 1 (the word of rank m is picked with
 probability k / m), so one sweep over m serves all latents. No permutation is drawn, and p can be as
-small as 1 / C(N, n): fine enough for Benjamini-Hochberg over any number of latents. Should positive
-values tie, they share their mean rank, and the p is the one without ties, which is slightly too
-large on average: ties only take variance from the null.
+small as 1 / C(N, n): fine enough for Benjamini-Hochberg over any number of latents. Positive values
+that tie share their mean rank, and p is then that without ties, an approximation; activations of
+different words do not tie.
 """
 
 from typing import TypeAlias

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse
 from jaxtyping import Float, Int
 from sklearn.feature_selection import r_regression
 
@@ -36,7 +35,8 @@ class Score:
       high: upper end.
       r2: 1 - squared error / variance of the human means; below 0 is worse than their mean.
       null: r of the same procedure, penalty included, with ratings permuted over words, one per
-        permutation.
+        permutation. Its mean is slightly below 0: the mean of the other words leans away from
+        that of the held-out ones.
       p: share of permutations, the true order among them, that reach r.
       predicted: held-out predictions in the order of the words.
     """
@@ -221,9 +221,7 @@ def _resampled(
     return draws
 
 
-def _pearson(
-    a: Float[np.ndarray, "*rows words"], b: Float[np.ndarray, "*rows words"]
-) -> np.ndarray:
+def _pearson(a: Float[np.ndarray, "... words"], b: Float[np.ndarray, "... words"]) -> np.ndarray:
     """Pearson's r along the last axis; 0 where one side does not vary."""
     a, b = a - a.mean(axis=-1, keepdims=True), b - b.mean(axis=-1, keepdims=True)
     norms = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
@@ -231,4 +229,4 @@ def _pearson(
 
 
 def _dense(codes: Codes) -> Float[np.ndarray, "words features"]:
-    return codes.toarray() if scipy.sparse.issparse(codes) else np.asarray(codes)
+    return codes if isinstance(codes, np.ndarray) else codes.toarray()

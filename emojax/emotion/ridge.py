@@ -56,7 +56,8 @@ def fit(
     Args:
       x: features.
       y: targets.
-      fold: inner fold of each word; words of one group belong in one fold.
+      fold: inner fold of each word; words of one group belong in one fold. (Inner folds share the
+        scaling of all words given.)
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     words = len(x)

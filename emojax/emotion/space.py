@@ -334,6 +334,8 @@ def _samples(concepts: ConceptSet, count: int, rng: np.random.Generator) -> list
 
 def _leave_one_out(means: Float[np.ndarray, "n latents"]) -> Float[np.ndarray, "n n"]:
     """The matrix from targets to held-out predictions: everything is fitted on the other rows."""
+    u, s, _ = np.linalg.svd(means - means.mean(axis=0), full_matrices=False)
+    means = u * s  # the same places in as few coordinates as they span
     reader = np.zeros((len(means), len(means)))
     for index in range(len(means)):
         others = np.delete(np.arange(len(means)), index)
