@@ -5,7 +5,6 @@ Each stage goes on from what an interrupted run of the same command left behind.
 
 import json
 import shlex
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -28,14 +27,19 @@ ARTEFACT = flags.DEFINE_string("artefact", None, "The result's folder (default: 
 def main(_):
     """Runs the pipeline and prints what it measured."""
     config = configs.load(Path(CONFIG.value), SET.value)
+    corpora = parse_corpora(CORPUS.value)
+    # The record names files, not where this machine keeps them.
+    texts = ",".join(f"{language}={path.name}" for language, path in corpora)
+    words = ["python", "-m", "experiments.train_sae", "--config", CONFIG.value]
+    words += [word for text in SET.value for word in ("--set", text)] + ["--corpus", texts]
     out = Path(OUT.value or f"runs/train_sae/{Path(CONFIG.value).stem}")
     evaluation = pipeline.run(
         config,
-        parse_corpora(CORPUS.value),
+        corpora,
         out=out,
         artefact=Path(ARTEFACT.value) if ARTEFACT.value else out / "artefact",
         store_dir=Path(STORE.value) if STORE.value else None,
-        command="python -m experiments.train_sae " + shlex.join(sys.argv[1:]),
+        command=shlex.join(words),
     )
     print(json.dumps(evaluation, indent=2))
 

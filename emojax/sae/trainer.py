@@ -392,7 +392,8 @@ def train(
                 checkpoints.save(state)
             if stop() and not last:
                 raise KeyboardInterrupt
-    return SparseAutoencoder(**jax.device_get(state.params), config=config)
+    whole = {name: jnp.asarray(jax.device_get(array)) for name, array in state.params.items()}
+    return SparseAutoencoder(**whole, config=config)
 
 
 def _entry(

@@ -136,7 +136,7 @@ def _config(directory: Path, cfg: dict[str, Any]) -> SaeConfig:
             site=site,
             input_scale={name: ours for ours, name in SCALES.items()}[cfg["normalize_activations"]],
         )
-    except (KeyError, ValueError, IndexError, StopIteration, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, StopIteration, AttributeError) as error:
         raise UserError(
             f"The SAELens folder {directory} has a cfg.json without a usable {error}; it must name "
             "d_in, d_sae, k, and metadata.model_name and hook_name."

@@ -1,0 +1,99 @@
+"""Toy activations, a toy language model with a real tokenizer, toy corpora."""
+
+import gzip
+from pathlib import Path
+
+import jax
+import numpy as np
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from emojax.lm import decoder
+from emojax.lm.config import DecoderConfig, Rope
+from emojax.lm.model import LanguageModel
+from emojax.sae import store
+from emojax.sae.coder import SaeConfig
+from emojax.sae.store import Sample, Split
+from emojax.sae.trainer import TrainConfig
+
+D, N, K = 16, 64, 4
+CHUNK = 256
+SAE = SaeConfig(d_model=D, n_latents=N, k=K, model="toy", layer=0)
+TRAIN = TrainConfig(
+    epochs=2,
+    batch_tokens=128,
+    learning_rate=3e-3,
+    k_aux=8,
+    dead_after_tokens=500,
+    log_every=1,
+    checkpoint_every=10,
+)
+LETTERS = "abcdefghijklmnopqrstuvwxyz .!?\n我你他很高兴难过今天明天。！？"
+
+
+def activations(tokens: int, seed: int = 0) -> np.ndarray:
+    """Sparse mixtures of 48 directions, with norms that vary."""
+    rng = np.random.default_rng(seed)
+    directions = np.random.default_rng(99).normal(size=(48, D))
+    code = (rng.random((tokens, 48)) < 0.06) * rng.random((tokens, 48))
+    noise = 0.02 * rng.normal(size=(tokens, D))
+    return ((code @ directions + noise) * rng.uniform(5, 50, (tokens, 1))).astype(np.float32)
+
+
+def split_of(directory: Path, x: np.ndarray, languages: np.ndarray | None = None) -> Split:
+    """Raw activations as a stored split."""
+    arrays = store._arrays(directory, len(x), x.shape[1], CHUNK)
+    norms = np.linalg.norm(x, axis=1)
+    zeros = np.zeros(len(x), np.int32)
+    languages = zeros if languages is None else languages
+    values = x / np.maximum(norms, 1e-30)[:, None]
+    store._write(arrays, Sample(values, norms, zeros, zeros, zeros, languages), 0)
+    return Split(arrays, len(x), ("en", "zh"), CHUNK)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per character."""
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<bos>", *LETTERS])}
+    plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<bos>", unk_token="<unk>")
+
+
+def language_model(d_model: int = D, name: str = "toy") -> LanguageModel:
+    """A random decoder of two layers."""
+    config = DecoderConfig(
+        vocab_size=len(LETTERS) + 2,
+        n_layers=2,
+        d_model=d_model,
+        d_ff=32,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=8,
+        context=64,
+        activation="silu",
+        norm_eps=1e-6,
+        ropes=(Rope(10_000.0),),
+        rope_of_layer=(0, 0),
+        windows=(0, 0),
+        query_scale=0.35,
+        bos_token_id=1,
+    )
+    params = decoder.init(config, jax.random.key(0))
+    return LanguageModel(name, config, params, tokenizer(), Path(), "f" * 64)
+
+
+def corpora(directory: Path) -> tuple[tuple[str, Path], ...]:
+    """English running text (gzip), English short texts, Chinese running text."""
+    rng = np.random.default_rng(5)
+    words = ["a glad day", "no sad man", "we ran home", "it is cold", "she sang"]
+    novel = "\n".join(
+        f"{words[i]} and {words[j]}{'.!?'[i % 3]}" for i, j in rng.integers(0, 5, (12_000, 2))
+    )
+    posts = "\n".join(f"{words[i]} {i}\t3\tid{i}" for i in rng.integers(0, 5, 2000))
+    lines = ["我很高兴。", "你很难过！", "他今天很高兴？", "明天我高兴。"]
+    talk = "\n".join("".join(lines[i] for i in row) for row in rng.integers(0, 4, (20_000, 4)))
+    paths = [directory / name for name in ("novel.txt.gz", "posts.tsv", "talk.txt")]
+    paths[0].write_bytes(gzip.compress(novel.encode()))
+    paths[1].write_text(posts)
+    paths[2].write_text(talk)
+    return tuple(zip(("en", "en", "zh"), paths, strict=True))

@@ -1,0 +1,164 @@
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sae_toys import SAE, TRAIN, D, activations, language_model
+from safetensors.numpy import load_file, save_file
+
+from emojax.errors import UserError
+from emojax.files import sha256
+from emojax.sae import artefact, coder
+from emojax.sae.corpus import DataConfig
+
+PROVENANCE = {
+    "model": {"name": "toy", "fingerprint": "f" * 64},
+    "data": dataclasses.asdict(DataConfig()),
+    "train": dataclasses.asdict(TRAIN),
+    "corpora": [{"language": "en", "file": "novel.txt", "sha256": "0" * 64}],
+    "tokens": {"train": 1_000_000, "heldout": 40_000},
+    "versions": {"jax": "0.10.2"},
+    "command": "python -m experiments.train_sae --config configs/toy.py",
+}
+MEASURED = {
+    "tokens": 40_000,
+    "massive_tokens": 12,
+    "l0": 64.0,
+    "fvu": {s: {"all": 0.1, "without_massive": 0.0987} for s in ("raw", "unit_norm")},
+    "fvu_by_language": {"en": 0.11, "zh": 0.09},
+    "dead": 3,
+    "dead_share": 0.01,
+}
+LOSS = {
+    "cross_entropy": {"clean": 3.0, "zero_ablated": 9.0, "trained": 3.1, "untrained": 6.0},
+    "recovered": {"trained": 0.98, "untrained": 0.5},
+    "recovered_from_mean": {"trained": 0.97, "untrained": 0.4},
+}
+EVALUATION = {"trained": MEASURED, "untrained": MEASURED, "loss": {"en": LOSS, "zh": LOSS}}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    rng = np.random.default_rng(0)
+    untrained = coder.init(SAE, jnp.asarray(rng.normal(size=D), jnp.float32))
+    noise = jnp.asarray(0.1 * rng.normal(size=untrained.w_enc.shape), jnp.float32)
+    trained = dataclasses.replace(
+        untrained, w_enc=untrained.w_enc + noise, b_dec=untrained.b_dec + 1
+    )
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "loss": 0.5}\n')
+    directory = tmp_path / "artefact"
+    artefact.save(directory, trained, untrained, PROVENANCE, EVALUATION, log)
+    return directory, trained, untrained
+
+
+def reseal(directory):
+    """Makes the record fit a changed file: only what is inside is wrong then."""
+    record = json.loads((directory / "config.json").read_text())
+    record["files"] = {name: sha256(directory / name) for name in record["files"]}
+    (directory / "config.json").write_text(json.dumps(record))
+
+
+def test_what_is_loaded_is_what_was_saved_and_what_was_measured(saved):
+    directory, trained, untrained = saved
+    loaded = artefact.load(directory, language_model())
+    exact = artefact.rounded(trained)
+    for name in ("w_enc", "b_enc", "w_dec", "b_dec"):
+        np.testing.assert_array_equal(getattr(loaded.sae, name), getattr(exact, name))
+        np.testing.assert_array_equal(getattr(loaded.untrained, name), getattr(untrained, name))
+    assert loaded.sae.config == trained.config
+    assert loaded.evaluation == EVALUATION
+    assert loaded.record["command"] == PROVENANCE["command"]
+    assert loaded.fingerprint == sha256(directory / "sae.safetensors")
+    x = jnp.asarray(activations(20))
+    made, wanted = coder.reconstruct(loaded.sae, x), coder.reconstruct(trained, x)
+    np.testing.assert_allclose(made, wanted, atol=2e-2 * float(abs(wanted).max()))
+
+
+def test_the_model_card_says_what_was_measured(saved):
+    card = (saved[0] / "README.md").read_text()
+    for said in ("0.0987", "1,000,000 tokens", "0.9800", PROVENANCE["command"], "novel.txt"):
+        assert said in card
+
+
+def test_a_damaged_file_is_named(saved):
+    directory, *_ = saved
+    data = bytearray((directory / "sae.safetensors").read_bytes())
+    data[-1] ^= 1
+    (directory / "sae.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match=r"sae\.safetensors is missing or damaged"):
+        artefact.load(directory)
+    (directory / "evaluation.json").unlink()
+    with pytest.raises(UserError, match="missing or damaged"):
+        artefact.load(directory)
+
+
+def test_an_unknown_format_is_refused(saved):
+    directory, *_ = saved
+    record = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(record | {"format": 99}))
+    with pytest.raises(UserError, match="format 99"):
+        artefact.load(directory)
+    (directory / "config.json").write_text("not json")
+    with pytest.raises(UserError, match="cannot be read"):
+        artefact.load(directory)
+    (directory / "config.json").write_text(json.dumps({"format": 1, "sae": {"width": 3}}))
+    with pytest.raises(UserError, match="not as emojax writes it"):
+        artefact.load(directory)
+
+
+def test_wrong_tensors_are_named_all_at_once(saved):
+    directory, *_ = saved
+    arrays = load_file(directory / "sae.safetensors")
+    arrays["w_enc"] = arrays["w_enc"][:-1].copy()
+    arrays["b_enc"][3] = np.nan
+    del arrays["b_dec"]
+    arrays["extra"] = arrays["b_enc"]
+    save_file(arrays, directory / "sae.safetensors")
+    reseal(directory)
+    said = r"b_dec is missing; b_enc has values.*extra is unknown; w_enc is \(63, 16\)"
+    with pytest.raises(UserError, match=said):
+        artefact.load(directory)
+
+
+def test_a_model_of_another_width_or_depth_is_refused(saved):
+    directory, trained, _ = saved
+    with pytest.raises(UserError, match=r"width 16 \(toy\) but wide has width 24"):
+        artefact.load(directory, language_model(d_model=24, name="wide"))
+    deep = dataclasses.replace(trained.config, layer=2)
+    with pytest.raises(UserError, match="layers 0 to 1"):
+        artefact.check_fits(deep, language_model())
+
+
+def test_an_unknown_name_lists_the_shipped_ones():
+    with pytest.raises(UserError, match=r"no dictionary at nowhere.*shipped one"):
+        artefact.load("nowhere")
+
+
+def test_a_failed_save_leaves_no_config(tmp_path, saved, monkeypatch):
+    _, trained, untrained = saved
+    (tmp_path / "log").write_text("")
+    monkeypatch.setattr(artefact, "require_room", _full)
+    with pytest.raises(UserError, match="no room"):
+        artefact.save(tmp_path / "x", trained, untrained, PROVENANCE, EVALUATION, tmp_path / "log")
+    assert not (tmp_path / "x" / "config.json").exists()
+
+
+def _full(path, size):
+    raise UserError("no room")
+
+
+def test_the_shipped_dictionary_is_whole_small_and_better_than_untrained():
+    shipped = artefact.load("gemma3_270m")
+    sae = shipped.sae
+    assert sum(p.stat().st_size for p in artefact.find("gemma3_270m").iterdir()) <= 12 * 2**20
+    assert (sae.config.d_model, sae.config.layer, sae.config.site) == (640, 9, "resid_post")
+    np.testing.assert_allclose(np.linalg.norm(sae.w_dec, axis=1), 1, atol=1e-3)
+    trained, untrained = shipped.evaluation["trained"], shipped.evaluation["untrained"]
+    assert trained["l0"] <= sae.config.k
+    better = trained["fvu"]["unit_norm"]["without_massive"]
+    assert better < 0.5 * untrained["fvu"]["unit_norm"]["without_massive"]
+    for language in ("en", "zh"):
+        recovered = shipped.evaluation["loss"][language]["recovered"]
+        assert recovered["trained"] > recovered["untrained"]

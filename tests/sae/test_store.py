@@ -1,0 +1,163 @@
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from sae_toys import CHUNK, activations, language_model, split_of
+
+from emojax.errors import UserError
+from emojax.lm.capture import Tap, capture
+from emojax.sae import store
+from emojax.sae.corpus import Rows
+
+TAP = Tap(1)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return language_model()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    drawn = {}
+    for name, count in (("train", 600), ("heldout", 40)):
+        lengths = rng.choice([5, 9, 30], count)
+        tokens = tuple((1, *rng.integers(2, 40, n).tolist()) for n in lengths)
+        drawn[name] = Rows(tokens, tuple(rng.integers(0, 2, count).tolist()), ("en", "zh"), name)
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def captured(lm, rows, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("store")
+    return store.capture(lm, TAP, rows, directory, limit_gib=1.0, chunk_tokens=CHUNK), directory
+
+
+def same(one: store.Split, other: store.Split) -> None:
+    assert one.tokens == other.tokens
+    a, b = one.read(0, one.tokens), other.read(0, other.tokens)
+    for name in store.COLUMNS:
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def test_stored_is_what_the_model_computes_without_bos(lm, rows, captured):
+    splits, _ = captured
+    sample = splits["heldout"].read(0, splits["heldout"].tokens)
+    assert splits["heldout"].tokens == sum(len(row) - 1 for row in rows["heldout"].tokens)
+    assert lm.tokenizer.bos_token_id not in sample.token_ids
+    assert sample.positions.min() == 1
+    np.testing.assert_allclose(
+        np.linalg.norm(sample.values.astype(np.float32), axis=1), 1, rtol=2e-3
+    )
+    for number in (0, 7, 39):
+        row = np.array([rows["heldout"].tokens[number]], np.int32)
+        direct = capture(lm.config, lm.params, row, np.ones_like(row, bool), [TAP])[TAP][0]
+        own = sample.rows == number
+        order = np.argsort(sample.positions[own])
+        raw = (sample.values[own].astype(np.float32) * sample.norms[own, None])[order]
+        np.testing.assert_array_equal(sample.token_ids[own][order], row[0, 1:])
+        np.testing.assert_allclose(raw, direct[1:], rtol=2e-3, atol=2e-3 * np.abs(direct).max())
+        assert set(sample.languages[own]) == {rows["heldout"].languages[number]}
+
+
+def test_an_interrupted_capture_goes_on_and_is_the_same(lm, rows, captured, tmp_path, monkeypatch):
+    whole, _ = captured
+    written = []
+    write = store._write
+
+    def interrupting(arrays, sample, start):
+        write(arrays, sample, start)
+        written.append(len(sample.norms))
+        if len(written) == 12:  # in the second segment
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(store, "_write", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        store.capture(lm, TAP, rows, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
+    state = json.loads((tmp_path / "store.json").read_text())["done"]
+    assert state["train"]["rows"] == store.SEGMENT_ROWS
+    before = sum(written)
+    again = store.capture(lm, TAP, rows, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
+    assert sum(written) - before < whole["train"].tokens + whole["heldout"].tokens
+    for name in whole:
+        same(again[name], whole[name])
+
+
+def test_a_finished_store_is_not_captured_again(lm, rows, captured, monkeypatch):
+    whole, directory = captured
+    monkeypatch.setattr(store, "stream", lambda *_: pytest.fail("captured again"))
+    again = store.capture(lm, TAP, rows, directory, limit_gib=1.0, chunk_tokens=CHUNK)
+    same(again["train"], whole["train"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda lm, rows: (dataclasses.replace(lm, fingerprint="0" * 64), TAP, rows),
+            "fingerprint",
+        ),
+        (lambda lm, rows: (lm, Tap(0), rows), "layer"),
+        (lambda lm, rows: (lm, Tap(1, "mlp_out"), rows), "site"),
+        (
+            lambda lm, rows: (
+                lm,
+                TAP,
+                rows | {"train": dataclasses.replace(rows["train"], digest="x")},
+            ),
+            "text",
+        ),
+    ],
+)
+def test_a_store_of_something_else_is_refused_and_kept(lm, rows, captured, change, said):
+    whole, directory = captured
+    with pytest.raises(UserError, match=f"another {said} "):
+        store.capture(*change(lm, rows), directory, limit_gib=1.0, chunk_tokens=CHUNK)
+    again = store.capture(lm, TAP, rows, directory, limit_gib=1.0, chunk_tokens=CHUNK)
+    same(again["heldout"], whole["heldout"])
+
+
+def test_limits_and_damage_are_refused(lm, rows, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"data\.store_gib allows 1e-05"):
+        store.capture(lm, TAP, rows, tmp_path / "big", limit_gib=1e-5)
+    assert not (tmp_path / "big" / "store.json").exists()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "store.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        store.capture(lm, TAP, rows, tmp_path / "damaged", limit_gib=1.0)
+
+    def full(path, size):
+        raise UserError(f"The disk of {path} has no room for {size}.")
+
+    monkeypatch.setattr(store, "require_room", full)
+    with pytest.raises(UserError, match="no room"):
+        store.capture(lm, TAP, rows, tmp_path / "full", limit_gib=1.0)
+
+
+def test_batches_are_raw_and_each_pass_sees_each_token_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BUFFER_CHUNKS", 3)
+    norms = np.arange(1, 8 * CHUNK + 1, dtype=np.float32)
+    x = np.eye(16, dtype=np.float32)[np.arange(8 * CHUNK) % 16] * norms[:, None]
+    split = split_of(tmp_path, x)
+    steps = split.steps_per_epoch(128)
+    assert steps == len(x) // 128
+    batches = split.batches(128, seed=4)
+    for _ in range(2):
+        seen = np.concatenate([next(batches) for _ in range(steps)])
+        np.testing.assert_array_equal(seen[np.argsort(seen.max(axis=1))], x)
+        assert not np.array_equal(seen[:128], x[:128])
+
+
+def test_batches_depend_on_seed_and_step_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BUFFER_CHUNKS", 3)
+    split = split_of(tmp_path, activations(8 * CHUNK))
+    whole = split.batches(96, seed=4)
+    batches = [next(whole) for _ in range(2 * split.steps_per_epoch(96) + 3)]
+    for first in (0, 1, 7, 21, len(batches) - 1):
+        np.testing.assert_array_equal(next(split.batches(96, 4, first)), batches[first])
+    assert not np.array_equal(next(split.batches(96, seed=5)), batches[0])
+    assert not np.array_equal(batches[0], batches[split.steps_per_epoch(96)])
