@@ -2,7 +2,8 @@
 
 Kernels take their inputs, then their outputs, then compile-time constants. On an NVIDIA GPU they go
 through jax-triton. With TRITON_INTERPRET=1 in the environment they run in Triton's interpreter on
-the CPU instead, inside a host callback: slow, for tests.
+the CPU instead, inside a host callback: slow, for tests. They are marked `no_type_check` because
+Triton compiles their source: a type checker's wrapper would hide it.
 """
 
 import importlib
@@ -65,8 +66,9 @@ def launch(
         )
 
     def interpreted(*inputs: jax.Array) -> list[jax.Array]:
-        def host(*arrays: np.ndarray) -> list[np.ndarray]:
-            return interpret(kernel, arrays, out, grid, aliases, constants)
+        def host(*arrays: jax.Array) -> list[np.ndarray]:
+            numpy = [np.asarray(a) for a in arrays]
+            return interpret(kernel, numpy, out, grid, aliases, constants)
 
         return jax.pure_callback(host, list(out), *inputs)
 

@@ -1,5 +1,7 @@
 """Decoder with its error and loss on an NVIDIA GPU, in one kernel."""
 
+from typing import no_type_check
+
 import jax
 import jax.numpy as jnp
 import triton
@@ -30,6 +32,7 @@ def decode_error(
 
 
 @triton.jit
+@no_type_check
 def decode_error_kernel(
     values,
     indices,

@@ -6,6 +6,7 @@ latents that fire on many tokens are cut into chunks, summed by programs of thei
 """
 
 import dataclasses
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,7 @@ def _restored(rows: RowState, flat: list[jax.Array], step: jax.Array) -> RowStat
 
 
 @triton.jit
+@no_type_check
 def row_gradients(
     decoder,
     x,
@@ -165,6 +167,7 @@ def row_gradients(
 
 
 @triton.jit
+@no_type_check
 def row_chunk_kernel(
     w_dec,
     x,
@@ -198,6 +201,7 @@ def row_chunk_kernel(
 
 
 @triton.jit
+@no_type_check
 def mix(bits):
     """`rounding.mix`."""
     bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
@@ -206,6 +210,7 @@ def mix(bits):
 
 
 @triton.jit
+@no_type_check
 def draw(salts, array, latent, column, D: tl.constexpr):
     """`rounding.draw` for one row."""
     position = latent.to(tl.uint32) * D + column.to(tl.uint32)
@@ -213,6 +218,7 @@ def draw(salts, array, latent, column, D: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def stochastic_bfloat16(total, bits):
     """`rounding.to_bfloat16`."""
     raw = total.to(tl.uint32, bitcast=True)
@@ -221,6 +227,7 @@ def stochastic_bfloat16(total, bits):
 
 
 @triton.jit
+@no_type_check
 def first_code(code):
     """Share of the scale that a first moment's code stands for."""
     share = code / 127
@@ -228,6 +235,7 @@ def first_code(code):
 
 
 @triton.jit
+@no_type_check
 def second_code(code):
     """Share of the scale that a second moment's code stands for."""
     root = (code + 1) / 256
@@ -235,6 +243,7 @@ def second_code(code):
 
 
 @triton.jit
+@no_type_check
 def load_moment(
     codes,
     scales,
@@ -256,6 +265,7 @@ def load_moment(
 
 
 @triton.jit
+@no_type_check
 def store_moment(
     total,
     bits,
@@ -299,6 +309,7 @@ def store_moment(
 
 
 @triton.jit
+@no_type_check
 def store_weight(
     total, bits, weights, shadow, latent, column, D: tl.constexpr, SHADOW: tl.constexpr
 ):
@@ -313,6 +324,7 @@ def store_weight(
 
 
 @triton.jit
+@no_type_check
 def row_kernel(
     w_enc,
     w_dec,

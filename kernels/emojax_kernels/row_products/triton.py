@@ -1,5 +1,7 @@
 """The products on an NVIDIA GPU: rows are gathered as they are used, sums stay in registers."""
 
+from typing import no_type_check
+
 import jax
 import jax.numpy as jnp
 import triton
@@ -91,6 +93,7 @@ def scatter_sum(values: jax.Array, indices: jax.Array, e: jax.Array, n: int) -> 
 
 
 @triton.jit
+@no_type_check
 def gather_sum_kernel(
     values, indices, rows, out, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -107,6 +110,7 @@ def gather_sum_kernel(
 
 
 @triton.jit
+@no_type_check
 def gather_dot_kernel(e, indices, rows, out, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
     """One program: one token, all columns."""
     token = tl.program_id(0).to(tl.int64)
@@ -120,6 +124,7 @@ def gather_dot_kernel(e, indices, rows, out, K: tl.constexpr, D: tl.constexpr, B
 
 
 @triton.jit
+@no_type_check
 def sum_entries(
     values, entry, e, first, last, column, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -134,6 +139,7 @@ def sum_entries(
 
 
 @triton.jit
+@no_type_check
 def chunk_bounds(chunk, start, chunk_latent, chunk_start, N: tl.constexpr, CHUNK: tl.constexpr):
     """First and last entry of a chunk; none for a chunk that is not used."""
     latent = tl.load(chunk_latent + chunk)
@@ -146,6 +152,7 @@ def chunk_bounds(chunk, start, chunk_latent, chunk_start, N: tl.constexpr, CHUNK
 
 
 @triton.jit
+@no_type_check
 def scatter_chunk_kernel(
     values,
     entry,
@@ -169,6 +176,7 @@ def scatter_chunk_kernel(
 
 
 @triton.jit
+@no_type_check
 def scatter_kernel(
     values,
     entry,

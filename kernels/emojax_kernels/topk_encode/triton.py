@@ -10,6 +10,8 @@
    selected from all of its candidates instead: exact either way.
 """
 
+from typing import no_type_check
+
 import jax
 import jax.numpy as jnp
 import triton
@@ -123,12 +125,14 @@ def select(pre: jax.Array, best: jax.Array, k: int) -> tuple[jax.Array, jax.Arra
 
 
 @triton.jit
+@no_type_check
 def larger(a, b):
     """Maximum in which a NaN wins."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
+@no_type_check
 def preactivation_kernel(
     x,
     w_enc,
@@ -184,6 +188,7 @@ def preactivation_kernel(
 
 
 @triton.jit
+@no_type_check
 def compact_kernel(
     pre,
     chosen,
