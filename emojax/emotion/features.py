@@ -135,7 +135,7 @@ def select(
     density = (pool > 0).mean(axis=0)
     # Which latents are live does not depend on which word is in which group, so leaving the dead
     # out of the family is valid independent filtering (Bourgon et al. 2010).
-    live = (np.concatenate([own, pool]) > 0).any(axis=0)
+    live = np.any(np.concatenate([own, pool]) > 0, axis=0)
     p = np.maximum(p_controls, p_others)
     q = _adjusted(p, live)
 

@@ -17,7 +17,7 @@ that tie share their mean rank, and p is then that without ties, an approximatio
 different words do not tie.
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -76,10 +76,11 @@ def greater(
 
 def _ranks(columns: scipy.sparse.csc_array) -> Float[np.ndarray, " positives"]:
     """Rank of each positive value among those of its latent, ties sharing their mean."""
-    column = np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
+    starts: Any = columns.indptr
+    column = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     order = np.lexsort((columns.data, column))
-    value, column = columns.data[order], column[order]
-    place = np.arange(1, len(order) + 1) - columns.indptr[column]
+    value, column = np.asarray(columns.data)[order], column[order]
+    place = np.arange(1, len(order) + 1) - starts[column]
     new = np.r_[True, (value[1:] != value[:-1]) | (column[1:] != column[:-1])]
     run = np.cumsum(new) - 1
     ranks = np.empty(len(order))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import procrustes as scipy_procrustes
@@ -296,7 +297,10 @@ def _cut(codes: Codes, latents: Int[np.ndarray, " latents"]) -> Float[np.ndarray
             "thresholds, or take another layer or dictionary."
         )
     columns = codes[:, latents]
-    return (columns if isinstance(columns, np.ndarray) else columns.toarray()).astype(np.float64)
+    dense = (
+        columns if isinstance(columns, np.ndarray) else scipy.sparse.csr_array(columns).toarray()
+    )
+    return dense.astype(np.float64)
 
 
 def _means(

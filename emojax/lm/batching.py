@@ -11,7 +11,7 @@ from emojax.errors import UserError
 from emojax.lm.config import DecoderConfig
 
 # Rows are padded to one of these lengths (and on, doubling), so that few shapes are compiled.
-_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_LENGTHS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 def check_rows(config: DecoderConfig, rows: Sequence[Sequence[int]], room: int = 0) -> None:

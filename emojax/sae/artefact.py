@@ -49,7 +49,7 @@ class Artefact:
 
 def rounded(sae: SparseAutoencoder) -> SparseAutoencoder:
     """The dictionary with the precision that its file has: what is measured is what is shipped."""
-    arrays = {
+    arrays: dict[str, Any] = {
         name: jnp.asarray(np.asarray(getattr(sae, name)).astype(dtype), jnp.float32)
         for name, dtype in DTYPES.items()
     }
