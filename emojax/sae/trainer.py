@@ -302,7 +302,7 @@ def make_step(
         radial = jnp.sum(gradients["w_dec"] * row, axis=1, keepdims=True)
         gradients = gradients | {"w_dec": gradients["w_dec"] - radial * row}
         updates, moments = adam.update(gradients, state.moments, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         norm = jnp.linalg.norm(params["w_dec"], axis=1, keepdims=True)
         params = params | {"w_dec": params["w_dec"] / norm}
         idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + x.shape[0], 2**30))
@@ -379,7 +379,10 @@ def train(
             save = now % settings.checkpoint_every == 0 or stop() or last
             if save or now % settings.log_every == 0:
                 entry = _entry(pending, now, settings, checkpoints.latest())
-                entry |= {"learning_rate": float(rate(number)), "epoch": now / per_epoch}
+                entry |= {
+                    "learning_rate": float(jnp.asarray(rate(number))),
+                    "epoch": now / per_epoch,
+                }
                 entry["tokens_per_second"] = round(
                     len(pending) * settings.batch_tokens / (time.perf_counter() - since)
                 )

@@ -29,7 +29,7 @@ class Writing:
         "他们问起这次旅行，我说",
     )
     strength: float = 0.1  # fraction of each token's residual norm
-    max_new_tokens: int = 32
+    max_new_tokens: int = 24
     temperature: float = 0.8
     top_p: float = 0.95
 
