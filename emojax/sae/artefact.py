@@ -15,7 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialised
 
 from emojax.errors import UserError
 from emojax.files import atomic, require_room, sha256, writable_dir
@@ -82,7 +83,7 @@ def save(
     arrays["b_dec_init"] = np.asarray(untrained.b_dec, np.float32)
     require_room(directory, sum(a.nbytes for a in arrays.values()) + training_log.stat().st_size)
     with atomic(directory / "sae.safetensors") as partial:
-        save_file(arrays, partial)
+        partial.write_bytes(serialised(arrays))
     with atomic(directory / "training_log.jsonl") as partial:
         shutil.copyfile(training_log, partial)
     with atomic(directory / "evaluation.json") as partial:

@@ -13,7 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialised
 
 from emojax.errors import UserError
 from emojax.files import atomic, writable_dir
@@ -74,7 +75,7 @@ def export(directory: Path, sae: SparseAutoencoder) -> None:
         },
     }
     with atomic(directory / "sae_weights.safetensors") as partial:
-        save_file({name: t.astype(np.float32) for name, t in tensors.items()}, partial)
+        partial.write_bytes(serialised({name: t.astype(np.float32) for name, t in tensors.items()}))
     with atomic(directory / "cfg.json") as partial:
         partial.write_text(json.dumps(cfg, indent=2) + "\n")
 
