@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 
-from emojax_kernels import checks
+from emojax_kernels import checks, varying
 from emojax_kernels.row_products.api import encoder_gradients
 
 
@@ -19,15 +19,11 @@ def check(op: str, x: jax.Array, w_enc: jax.Array, b_enc: jax.Array, k: int) -> 
     return n
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def encode(
     forward: Callable[..., tuple[jax.Array, ...]],
     k: int,
     implementation: str | None,
-    x: jax.Array,
-    w_enc: jax.Array,
-    b_enc: jax.Array,
-    *data: jax.Array,
+    *arrays: jax.Array,
 ) -> tuple[jax.Array, ...]:
     """`forward(x, w_enc, b_enc, *data, k)` with an encoder's gradient.
 
@@ -35,16 +31,19 @@ def encode(
         forward: returns values `[tokens, k]` (ReLU'd), indices `[tokens, k]` and whole numbers.
         k: latents per token.
         implementation: of the products in the gradient.
-        x: `[tokens, d]`.
-        w_enc: `[n, d]`.
-        b_enc: `[n]`.
-        *data: what else `forward` needs; no gradient reaches it.
+        *arrays: x `[tokens, d]`, w_enc `[n, d]`, b_enc `[n]`, and what else `forward` needs, which
+            no gradient reaches.
     """
+    return _encode(forward, k, implementation, *varying.alike(*arrays))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _encode(forward, k, implementation, x, w_enc, b_enc, *data):
     return forward(x, w_enc, b_enc, *data, k)
 
 
 def _forward(forward, k, implementation, x, w_enc, b_enc, *data):
-    out = encode(forward, k, implementation, x, w_enc, b_enc, *data)
+    out = _encode(forward, k, implementation, x, w_enc, b_enc, *data)
     return out, (x, w_enc, b_enc, data, out[0], out[1])
 
 
@@ -54,4 +53,4 @@ def _backward(forward, k, implementation, residuals, cotangents):
     return (*gradients, *(None for _ in data))
 
 
-encode.defvjp(_forward, _backward)
+_encode.defvjp(_forward, _backward)

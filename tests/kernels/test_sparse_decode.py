@@ -7,6 +7,8 @@ from emojax_kernels.row_products import xla as products
 from emojax_kernels.shapes import EDGES, Shape
 from kernel_problems import assert_close, code, dictionary
 
+pytestmark = pytest.mark.smoke
+
 
 def loss(implementation):
     def of(values, indices, w, b):

@@ -7,6 +7,8 @@ from emojax_kernels.shapes import EDGES, Shape
 from emojax_kernels.topk_encode import xla
 from kernel_problems import assert_close, dictionary
 
+pytestmark = pytest.mark.smoke
+
 
 def loss(implementation, k):
     """Reads every value with its own weight, so that every cotangent differs."""

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from emojax_kernels import checks, implementations
+from emojax_kernels import checks, implementations, varying
 from emojax_kernels.sparse_decode.api import decoder_gradients
 
 
@@ -55,7 +55,8 @@ def decode_error(
     checks.indices(op, indices)
     if implementation == "reference":
         return forward(values, indices, w_dec, b_dec, x)
-    return _decode_error(values, indices, w_dec, b_dec, x, forward, implementation)
+    arrays = varying.alike(values, indices, w_dec, b_dec, x)
+    return _decode_error(*arrays, forward, implementation)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))

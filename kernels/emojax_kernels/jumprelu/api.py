@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from emojax_kernels import checks
+from emojax_kernels import checks, varying
 
 
 def jumprelu(pre: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
@@ -32,7 +32,7 @@ def jumprelu(pre: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Arra
         ValueError: for shapes that do not agree or a bandwidth that is not positive.
     """
     _check("jumprelu", pre, threshold, bandwidth)
-    return _jumprelu(pre, threshold, bandwidth)
+    return _jumprelu(*varying.alike(pre, threshold), bandwidth)
 
 
 def step(pre: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
@@ -42,7 +42,7 @@ def step(pre: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
     as in `jumprelu`.
     """
     _check("step", pre, threshold, bandwidth)
-    return _step(pre, threshold, bandwidth)
+    return _step(*varying.alike(pre, threshold), bandwidth)
 
 
 def _check(op, pre, threshold, bandwidth):

@@ -51,14 +51,16 @@ def scatter_sum(values: jax.Array, indices: jax.Array, e: jax.Array, n: int) -> 
     return lax.platform_dependent(values, indices, e, cpu=cpu, default=default)
 
 
+# The loops below start from their first term, not from zeros: inside shard_map the carry is then
+# as device-varying as what is added to it.
+
+
 def _gather_sum_by_slot(values, indices, rows):
-    def add(slot, total):
-        row = _take(rows, indices[:, slot])
-        return total + values[:, slot, None].astype(jnp.float32) * row
+    def term(slot):
+        return values[:, slot, None].astype(jnp.float32) * _take(rows, indices[:, slot])
 
     k = indices.shape[1]
-    zero = jnp.zeros((indices.shape[0], rows.shape[1]), jnp.float32)
-    return lax.fori_loop(0, k, add, zero, unroll=min(k, 8))
+    return lax.fori_loop(1, k, lambda slot, total: total + term(slot), term(0), unroll=min(k, 8))
 
 
 def _gather_dot_by_block(e, indices, rows):
@@ -75,8 +77,7 @@ def _scatter_sum_by_token(values, indices, e, n):
         update = values[token, :, None].astype(jnp.float32) * e[token].astype(jnp.float32)
         return total.at[indices[token]].add(update, mode="promise_in_bounds")
 
-    zero = jnp.zeros((n, e.shape[1]), jnp.float32)
-    return lax.fori_loop(0, e.shape[0], add, zero)
+    return lax.fori_loop(1, e.shape[0], add, add(0, jnp.zeros((n, e.shape[1]), jnp.float32)))
 
 
 def _gather_sum_dense(values, indices, rows):
@@ -100,11 +101,11 @@ def _scatter_sum_dense(values, indices, e, n):
     spare = ((0, blocks * block - tokens), (0, 0))
     parts = [jnp.pad(a, spare).reshape(blocks, block, -1) for a in (values, indices, e)]
 
-    def add(total, part):
-        values, indices, e = part
-        return total + _dot(_dense(values, indices, n, e.dtype), e, ((0,), (0,))), None
+    def term(part):
+        values, indices, e = (a[part] for a in parts)
+        return _dot(_dense(values, indices, n, e.dtype), e, ((0,), (0,)))
 
-    return lax.scan(add, jnp.zeros((n, e.shape[1]), jnp.float32), parts)[0]
+    return lax.fori_loop(1, blocks, lambda part, total: total + term(part), term(0))
 
 
 def _take(rows, indices):

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from emojax_kernels import checks, implementations
+from emojax_kernels import checks, implementations, varying
 from emojax_kernels.row_products.api import products
 
 
@@ -51,7 +51,8 @@ def sparse_decode(
     checks.indices(op, indices)
     if implementation == "reference":
         return forward(values, indices, w_dec, b_dec)
-    return _decode(values, indices, w_dec, b_dec, forward, implementation)
+    arrays = varying.alike(values, indices, w_dec, b_dec)
+    return _decode(*arrays, forward, implementation)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -89,7 +89,8 @@ def select(pre: jax.Array, best: jax.Array, k: int) -> tuple[jax.Array, jax.Arra
     tokens, n = pre.shape
     groups = best.shape[1]
     if groups < k:
-        return lax.top_k(pre, k)
+        values, indices = lax.top_k(pre, k)
+        return values, indices
     maxima, chosen = lax.top_k(best, k)
     chosen = jnp.sort(chosen, axis=1)
     room = triton.next_power_of_2(_SPARE * k)

@@ -1,0 +1,82 @@
+"""A step on four CPU devices, two over tokens and two over latents, against the same on one.
+
+A program of its own, for the number of devices is fixed when JAX starts.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from emojax_kernels import decode_error, sparse_decode, topk_encode
+from emojax_kernels.shapes import Shape
+from jax.sharding import AxisType
+from kernel_problems import dictionary
+
+SHAPE = Shape(8, 24, 640, 4)
+P = jax.P
+
+
+def data_parallel(mesh, *inputs):
+    """Gradients of replicated weights, summed over the shards of the batch."""
+
+    def loss(x, w_enc, b_enc, w_dec, b_dec):
+        values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
+        return jax.lax.psum(decode_error(values, indices, w_dec, b_dec, x)[0].sum(), "data")
+
+    replicated = (P(), P(), P(), P())
+    step = jax.shard_map(
+        loss, mesh=mesh, in_specs=(P("data"), *replicated), out_specs=P(), check_vma=True
+    )
+    return jax.jit(jax.value_and_grad(step, argnums=range(5)))(*inputs)
+
+
+def latent_parallel(mesh, x, w_enc, b_enc, w_dec, b_dec):
+    """Reconstruction from a dictionary whose latents are spread over devices.
+
+    Each device takes the k best of its own latents, learns from the others' values where the k-th
+    best of all lies, drops what is below, and decodes; only values and `[tokens, d]` travel.
+    """
+
+    def decode(x, w_enc, b_enc, w_dec):
+        values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
+        everyone = jax.lax.all_gather(values, "latent", axis=1, tiled=True)
+        least = jax.lax.top_k(everyone, SHAPE.k)[0][:, -1:]
+        values = jnp.where(values >= least, values, 0)
+        part = sparse_decode(values, indices, w_dec, jnp.zeros(SHAPE.d))
+        return jax.lax.psum(part, "latent")
+
+    sharded = jax.shard_map(
+        decode,
+        mesh=mesh,
+        in_specs=(P("data"), P("latent"), P("latent"), P("latent")),
+        out_specs=P("data"),
+        check_vma=True,
+    )
+    return jax.jit(sharded)(x, w_enc, b_enc, w_dec) + b_dec
+
+
+def main() -> None:
+    jax.config.update("jax_num_cpu_devices", 4)
+    mesh = jax.make_mesh((2, 2), ("data", "latent"), axis_types=(AxisType.Auto, AxisType.Auto))
+    inputs = dictionary(SHAPE)
+
+    @functools.partial(jax.value_and_grad, argnums=range(5))
+    def whole(x, w_enc, b_enc, w_dec, b_dec):
+        values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
+        return decode_error(values, indices, w_dec, b_dec, x)[0].sum()
+
+    for got, want in zip(
+        jax.tree.leaves(data_parallel(mesh, *inputs)), jax.tree.leaves(whole(*inputs)), strict=True
+    ):
+        scale = np.abs(np.asarray(want)).max()
+        np.testing.assert_allclose(np.asarray(got) / scale, np.asarray(want) / scale, atol=2e-5)
+    x, w_enc, b_enc, w_dec, b_dec = inputs
+    values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
+    want = sparse_decode(values, indices, w_dec, b_dec)
+    np.testing.assert_allclose(latent_parallel(mesh, *inputs), want, atol=2e-5)
+    print("data parallel and latent parallel steps agree with one device")
+
+
+if __name__ == "__main__":
+    main()
