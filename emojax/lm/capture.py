@@ -22,6 +22,9 @@ from emojax.lm.config import DecoderConfig
 from emojax.lm.intervene import Intervention
 from emojax.lm.model import LanguageModel
 
+# Enough for full speed on a CPU; more only falls out of its caches.
+_BATCH_TOKENS = 2048
+
 
 class Tap(NamedTuple):
     """Where to read: a layer, from 0, and one of `decoder.SITES`."""
@@ -80,7 +83,7 @@ def stream(
     lm: LanguageModel,
     rows: Sequence[Sequence[int]],
     taps: Sequence[Tap],
-    batch_tokens: int = 4096,
+    batch_tokens: int = _BATCH_TOKENS,
     label: str | None = None,
 ) -> Iterator[dict[Tap, Activations]]:
     """The activations of rows of tokens, batch by batch, rows of a length together.
@@ -138,7 +141,7 @@ def last_token(
     check_taps(lm.config, wanted)
     check_rows(lm.config, rows)
     found = {tap: np.zeros((len(rows), lm.config.d_model), np.float32) for tap in wanted}
-    for batch, read in _passes(lm, rows, wanted, 4096, label):
+    for batch, read in _passes(lm, rows, wanted, _BATCH_TOKENS, label):
         last = np.maximum(batch.mask.sum(axis=1) - 1, 0)[: len(batch.rows)]
         for tap, values in read.items():
             found[tap][batch.rows] = np.asarray(values)[np.arange(len(last)), last]

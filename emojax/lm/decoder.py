@@ -5,6 +5,7 @@ layer's number, so that a loop over layers compiles once whatever the depth.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -103,9 +104,9 @@ def rms_norm(
 ) -> Float[Array, "*shape width"]:
     """Root-mean-square norm in float32 (Zhang & Sennrich 2019, arXiv:1910.07467)."""
     wide = x.astype(jnp.float32)
-    normed = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
+    square = jnp.mean(wide * wide, axis=-1, keepdims=True)
     gain = weight.astype(jnp.float32) + (1.0 if config.norm_plus_one else 0.0)
-    return (normed * gain).astype(x.dtype)
+    return (wide * lax.rsqrt(square + config.norm_eps) * gain).astype(x.dtype)
 
 
 def embed(config: DecoderConfig, params: Params, tokens: Int[Array, "batch time"]) -> Activation:
@@ -124,9 +125,19 @@ def block(
     store: Store,
 ) -> Activation:
     """One layer: attention and gated MLP, each added to the residual stream."""
+
+    # What an intervention leaves alone must keep its very bits, though an intervention changes what
+    # the compiler fuses. A barrier at every site stops fusion across it. The CPU's compiler drops
+    # barriers, but it will not make a quotient twice: divided by a 1 that it cannot foresee, a
+    # residual that several steps read is rounded and written down before them.
+    one = (layer >= 0).astype(h.dtype)
+
+    def at(site: str, h: Activation) -> Activation:
+        return lax.optimization_barrier(visit(site, layer, lax.optimization_barrier(h / one)))
+
     which = jnp.asarray(config.rope_of_layer)[layer]
     cos, sin = context.cos[which], context.sin[which]
-    h = visit("resid_pre", layer, h)
+    h = at("resid_pre", h)
 
     x = rms_norm(config, h, p["attn_norm"])
     q = _heads(x @ p["q"], config.head_dim)
@@ -149,13 +160,13 @@ def block(
     out = z.reshape(*h.shape[:2], -1) @ p["o"]
     if config.post_norms:
         out = rms_norm(config, out, p["attn_post_norm"])
-    h = visit("resid_mid", layer, h + visit("attn_out", layer, out))
+    h = at("resid_mid", h + at("attn_out", out))
 
     x = rms_norm(config, h, p["mlp_norm"])
     out = (_ACTIVATIONS[config.activation](x @ p["gate"]) * (x @ p["up"])) @ p["down"]
     if config.post_norms:
         out = rms_norm(config, out, p["mlp_post_norm"])
-    return visit("resid_post", layer, h + visit("mlp_out", layer, out))
+    return at("resid_post", h + at("mlp_out", out))
 
 
 def scan_layers(params: Params, carry: Any, step: Callable[[Array, Params, Any], Any]) -> Any:
@@ -223,6 +234,7 @@ def normed(
     return visit("final_norm", jnp.asarray(config.n_layers - 1), final_norm(config, params, h))
 
 
+@partial(jax.jit, static_argnums=0)
 def logits(
     config: DecoderConfig,
     params: Params,

@@ -7,7 +7,7 @@ at work, or changes nothing, the numbers that go on are the very bits that came 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,6 @@ from jaxtyping import Array, Bool, Float, Int
 from emojax.errors import UserError
 from emojax.lm import decoder
 from emojax.lm.config import DecoderConfig
-
-Mode = Literal["add", "scale", "set", "project_out"]
-LatentMode = Literal["add", "clamp", "scale"]
-Unit = Literal["raw", "fraction"]
-Phase = Literal["prompt", "generated", "both"]
 
 _MODES = ("add", "scale", "set", "project_out")
 _LATENT_MODES = ("add", "clamp", "scale")
@@ -74,16 +69,16 @@ class Intervention:
 
 
 def direction(
-    mode: Mode,
+    mode: str,
     vector: Any,
     *,
     layer: Any,
     site: str = "resid_post",
     strength: Any = 1.0,
-    unit: Unit = "raw",
+    unit: str = "raw",
     rows: Any = 1.0,
     positions: tuple[Any, Any] = (0, _FOREVER),
-    phase: Phase = "both",
+    phase: str = "both",
 ) -> Intervention:
     """An edit of the residual h of a token along a vector v, with strength s.
 
@@ -124,7 +119,7 @@ def ablate(
     site: str = "resid_post",
     rows: Any = 1.0,
     positions: tuple[Any, Any] = (0, _FOREVER),
-    phase: Phase = "both",
+    phase: str = "both",
 ) -> Intervention:
     """Replaces the residual by `mean`, `[d_model]` or `[batch, d_model]` (zeros: zero ablation).
 
@@ -137,7 +132,7 @@ def ablate(
 
 
 def latents(
-    mode: LatentMode,
+    mode: str,
     value: Any,
     *,
     w_enc: Any,
@@ -149,7 +144,7 @@ def latents(
     unit_norm: bool = False,
     rows: Any = 1.0,
     positions: tuple[Any, Any] = (0, _FOREVER),
-    phase: Phase = "both",
+    phase: str = "both",
 ) -> Intervention:
     """An edit of m latents of a sparse autoencoder: h + decode(z') − decode(z).
 
@@ -322,14 +317,15 @@ def _prepare(config: DecoderConfig, given: Intervention, batch: int, what: str) 
     if not isinstance(layer, jax.core.Tracer):
         check_layer(config, given.site, int(layer), what)
 
-    def full(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-        return _full(value, shape, dtype, f"{what} (at {given.site}, layer {layer}): {name}")
+    def full(name: str, value: Any, shape: tuple[int, ...], dtype: Any, least: int = 0) -> Array:
+        where = f"{what} (at {given.site}, layer {layer}): {name}"
+        return _full(value, shape, dtype, least, where)
 
     edit = given.edit
     if isinstance(edit, Direction):
         edit = Direction(
             mode=jnp.asarray(edit.mode, jnp.int32),
-            vector=full("vector", edit.vector, (batch, config.d_model), jnp.float32),
+            vector=full("vector", edit.vector, (batch, config.d_model), jnp.float32, 1),
             strength=full("strength", edit.strength, (batch,), jnp.float32),
             fraction=jnp.asarray(edit.fraction, bool),
         )
@@ -338,9 +334,9 @@ def _prepare(config: DecoderConfig, given: Intervention, batch: int, what: str) 
         edit = Latents(
             mode=jnp.asarray(edit.mode, jnp.int32),
             value=full("value", edit.value, (batch, m), jnp.float32),
-            w_enc=full("w_enc", edit.w_enc, (m, config.d_model), jnp.float32),
+            w_enc=full("w_enc", edit.w_enc, (m, config.d_model), jnp.float32, 2),
             b_enc=full("b_enc", edit.b_enc, (m,), jnp.float32),
-            w_dec=full("w_dec", edit.w_dec, (m, config.d_model), jnp.float32),
+            w_dec=full("w_dec", edit.w_dec, (m, config.d_model), jnp.float32, 2),
             threshold=full("threshold", edit.threshold, (m,), jnp.float32),
             unit_norm=jnp.asarray(edit.unit_norm, bool),
         )
@@ -369,10 +365,10 @@ def check_layer(config: DecoderConfig, site: str, layer: int, what: str) -> None
         )
 
 
-def _full(value: Any, shape: tuple[int, ...], dtype: Any, what: str) -> Array:
-    """`value` broadcast to `shape`: fewer dimensions are shared, sizes must be the same."""
+def _full(value: Any, shape: tuple[int, ...], dtype: Any, least: int, what: str) -> Array:
+    """`value` broadcast to `shape`; it has the last dimensions of it, `least` of them or more."""
     given = np.shape(value)
-    if given != shape[len(shape) - len(given) :]:
+    if len(given) < least or given != shape[len(shape) - len(given) :]:
         raise UserError(
             f"{what} has shape {given}, which does not fit {shape}; "
             "give it the model's width and either one row or as many as the batch."

@@ -100,7 +100,7 @@ def _cut(
     weights = weigh(scores)
     lowest = jnp.min(jnp.where(scores > -jnp.inf, scores, 0.0), axis=-1)
 
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = (low + high) / 2
         enough = jnp.sum(jnp.where(scores >= middle[:, None], weights, 0.0), axis=-1) >= target

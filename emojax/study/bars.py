@@ -51,7 +51,7 @@ def _space(spaces: list[Space]) -> Iterator[Bar]:
             yield schema.bar(
                 f"A {space['language']} {target}",
                 f"One of the leading components of the {NAMES[space['language']]} emotion space "
-                f"is {target}: largest |r|",
+                f"is {target}: largest absolute r",
                 "≥",
                 bar,
                 max(found, default=None),

@@ -11,7 +11,7 @@ class Reading:
 
     templates_en: tuple[str, ...] = ("The word {}", "It makes me think of {}", "A feeling like {}")
     templates_zh: tuple[str, ...] = ("词语{}", "这让我想到{}", "一种感觉：{}")
-    words_per_language: int = 3000  # of each norm, drawn with `seed`
+    words_per_language: int = 2000  # of each norm, drawn with `seed`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +21,8 @@ class Writing:
     prompts_en: tuple[str, ...] = (
         "I looked out of the window and",
         "The letter arrived this morning. I",
-        "When they asked me about the journey, I said that",
     )
-    prompts_zh: tuple[str, ...] = (
-        "我看着窗外，",
-        "今天早上收到了一封信，我",
-        "他们问起这次旅行，我说",
-    )
+    prompts_zh: tuple[str, ...] = ("我看着窗外，", "今天早上收到了一封信，我")
     strength: float = 0.1  # fraction of each token's residual norm
     max_new_tokens: int = 24
     temperature: float = 0.8

@@ -7,6 +7,8 @@ from scipy import stats
 
 from emojax.emotion import rank_test
 
+pytestmark = pytest.mark.smoke
+
 
 def sparse_codes(rng, words, latents, share):
     codes = rng.random((words, latents)) * (rng.random((words, latents)) < share)

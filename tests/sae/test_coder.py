@@ -11,6 +11,8 @@ from emojax.errors import UserError
 from emojax.sae import coder
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
 
+pytestmark = pytest.mark.smoke
+
 
 def dictionary(config: SaeConfig = SAE) -> SparseAutoencoder:
     """Not tied and with biases, so that nothing hides behind a zero."""

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,3 +61,18 @@ def test_a_width_that_is_not_the_models_is_refused_before_capture(tmp_path):
     with pytest.raises(UserError, match="layer"):
         start(tmp_path, corpora(tmp_path), config=override(CONFIG, ["sae.layer=5"]))
     assert not (tmp_path / "store").exists()
+
+
+def test_the_command_refuses_bad_input_in_one_line(tmp_path):
+    root = Path(__file__).parents[2]
+    for flags, said in (
+        (["--corpus", "en=missing.txt"], "The corpus missing.txt cannot be read"),
+        (["--corpus", "en=a.txt", "--set", "sae.q=3"], "names no field 'q'"),
+    ):
+        command = [sys.executable, "-m", "experiments.train_sae", "--config"]
+        command += [str(root / "configs/gemma3_270m.py"), "--out", str(tmp_path / "out"), *flags]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith("error: ")
+        assert said in done.stderr

@@ -9,6 +9,8 @@ from emojax.lm.generate import GenerateSettings, generate
 from emojax.steer import vectors
 from emojax.steer.vectors import Source, SteeringVector
 
+pytestmark = pytest.mark.smoke
+
 D_MODEL = 6
 
 

@@ -9,6 +9,8 @@ import synthetic_results
 from emojax.report import table
 from emojax.study import bars
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def results():

@@ -1,0 +1,178 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import ragged, tiny, tiny_lm
+
+from emojax.errors import UserError
+from emojax.lm import capture as capturing
+from emojax.lm import decoder
+from emojax.lm.batching import batches
+from emojax.lm.capture import Tap, capture, last_token, stream
+
+pytestmark = pytest.mark.smoke
+
+
+def every_site(config, params, tokens, mask):
+    """All sites of all layers, from a plain pass without a loop over traced layers."""
+    found = {}
+
+    def visit(site, layer, h):
+        jax.debug.callback(lambda layer, h: found.update({(int(layer), site): h}), layer, h)
+        return h
+
+    decoder.normed(config, params, jnp.asarray(tokens), jnp.asarray(mask), visit)
+    jax.effects_barrier()
+    return found
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llama_mha"])
+def test_every_site_of_every_layer(name):
+    config, params = tiny(name)
+    tokens, mask = ragged(config, 3, 12, "left")
+    expected = every_site(config, params, tokens, mask)
+    sites = [s for s in decoder.SITES if s != "final_norm"]
+    taps = [Tap(layer, site) for layer in range(config.n_layers) for site in sites]
+    taps.append(Tap(config.n_layers - 1, "final_norm"))
+    read = capture(config, params, tokens, mask, taps)
+    assert list(read) == taps and len(expected) == len(taps)
+    for tap in taps:
+        np.testing.assert_allclose(read[tap][mask], expected[tap][mask], atol=1e-5)
+    for layer in range(config.n_layers):
+        pre, attn, mid, mlp, post = (read[Tap(layer, site)] for site in sites)
+        np.testing.assert_allclose(pre + attn, mid, atol=1e-6)
+        np.testing.assert_allclose(mid + mlp, post, atol=1e-6)
+
+
+def test_later_layers_and_the_unembedding_are_not_read():
+    config, params = tiny("llama_mha")
+    tokens, mask = ragged(config, 2, 8, "right")
+    expected = capture(config, params, tokens, mask, [Tap(1)])[Tap(1)]
+    broken = jax.tree.map(lambda a: a.at[2:].set(jnp.nan), params["layers"])
+    nan = jnp.full_like(params["unembed"], jnp.nan)
+    broken = params | {"layers": broken, "unembed": nan}
+    np.testing.assert_array_equal(capture(config, broken, tokens, mask, [Tap(1)])[Tap(1)], expected)
+    assert jnp.isnan(capture(config, broken, tokens, mask, [Tap(2)])[Tap(2)]).any()
+
+
+def test_other_layers_do_not_compile_again():
+    config, params = tiny("gemma3")
+    tokens, mask = ragged(config, 2, 11, "right")
+    capture(config, params, tokens, mask, [Tap(0), Tap(2, "resid_mid")])
+    before = capturing._capture._cache_size()
+    for a, b in ((1, 0), (3, 3), (2, 1)):
+        capture(config, params, tokens, mask, [Tap(b, "resid_mid"), Tap(a)])
+    assert capturing._capture._cache_size() == before
+
+
+def test_memory_does_not_grow_with_depth():
+    def temporary(n_layers, sites):
+        config, params = tiny("gemma3", n_layers=n_layers)
+        tokens, mask = map(jnp.asarray, ragged(config, 4, 64, "right"))
+        layers = jnp.zeros(len(sites), jnp.int32)
+        lowered = capturing._capture.lower(config, sites, params, tokens, mask, layers, ())
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    buffer = 4 * 64 * 32 * 4
+    one, same = temporary(2, ("resid_post",)), temporary(12, ("resid_post",))
+    assert abs(same - one) < buffer / 4
+    three = temporary(12, ("resid_post", "resid_mid", "attn_out"))
+    assert three - one < 4 * buffer
+
+
+def test_a_stream_holds_every_token_once(tmp_path):
+    lm = tiny_lm("gemma3", tmp_path)
+    rng = np.random.default_rng(1)
+    rows = [rng.integers(3, 97, n).tolist() for n in (3, 40, 9, 1, 20, 17, 33, 8)]
+    taps = [Tap(2), Tap(0, "resid_mid")]
+    parts = list(stream(lm, rows, taps, batch_tokens=64))
+    assert len(parts) > 2
+    seen = []
+    for part in parts:
+        assert list(part) == taps
+        for row in np.unique(part[Tap(2)].rows):
+            seen.append(int(row))
+            tokens = np.array([rows[row]], np.int32)
+            alone = capture(lm.config, lm.params, tokens, np.ones_like(tokens, bool), taps)
+            for tap in taps:
+                own = part[tap].rows == row
+                np.testing.assert_array_equal(part[tap].token_ids[own], rows[row])
+                np.testing.assert_array_equal(part[tap].positions[own], np.arange(len(rows[row])))
+                np.testing.assert_allclose(part[tap].values[own], alone[tap][0], atol=1e-5)
+    assert sorted(seen) == list(range(len(rows)))
+
+
+def test_last_tokens_are_in_the_rows_order(tmp_path, capsys):
+    lm = tiny_lm("llama_gqa_tied", tmp_path)
+    rng = np.random.default_rng(2)
+    rows = [rng.integers(3, 97, n).tolist() for n in (30, 2, 9, 8, 1)]
+    taps = [Tap(1), Tap(2, "final_norm")]
+    both = last_token(lm, rows, taps, label="words")
+    assert "words" in capsys.readouterr().err
+    single = last_token(lm, rows, Tap(1))
+    assert not capsys.readouterr().err
+    np.testing.assert_array_equal(single, both[Tap(1)])
+    assert single.dtype == np.float32
+    for i, row in enumerate(rows):
+        tokens = np.array([row], np.int32)
+        alone = capture(lm.config, lm.params, tokens, np.ones_like(tokens, bool), taps)
+        for tap in taps:
+            np.testing.assert_allclose(both[tap][i], alone[tap][0, -1], atol=1e-5)
+
+
+def test_batches_have_few_shapes_and_waste_little():
+    rng = np.random.default_rng(3)
+    rows = [[3] * n for n in rng.integers(1, 300, 500)]
+    found = batches(rows, 2048)
+    assert sorted(np.concatenate([b.rows for b in found])) == list(range(500))
+    assert all(b.tokens.size <= 2048 for b in found)
+    assert len({b.tokens.shape for b in found}) <= 30
+    assert sum(b.tokens.size for b in found) < 1.45 * sum(map(len, rows))
+    assert all(b.mask[: len(b.rows)].any(axis=1).all() for b in found)
+
+
+def never_compiled(monkeypatch):
+    def fail(*args):
+        raise AssertionError("compiled before the input was checked")
+
+    monkeypatch.setattr(capturing, "_capture", fail)
+
+
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        ([], "No tap"),
+        ([Tap(4)], "layer 4"),
+        ([Tap(-1)], "layer -1"),
+        ([Tap(1, "middle")], "'middle'"),
+        ([Tap(1, "final_norm")], "no final_norm"),
+    ],
+)
+def test_taps_that_do_not_exist(taps, message, monkeypatch):
+    never_compiled(monkeypatch)
+    config, params = tiny("gemma3")
+    with pytest.raises(UserError, match=message):
+        capture(config, params, np.ones((1, 4), np.int32), np.ones((1, 4), bool), taps)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([], "no tokens"),
+        ([3] * 129, "context of 128"),
+        ([97], "outside 0 to 96"),
+        ([-1], "outside"),
+    ],
+)
+def test_rows_that_cannot_be_read(row, message, monkeypatch, tmp_path):
+    never_compiled(monkeypatch)
+    lm = tiny_lm("gemma3", tmp_path)
+    with pytest.raises(UserError, match=message):
+        next(stream(lm, [[3], row], [Tap(1)]))
+    with pytest.raises(UserError, match=f"Row 1.*{message}"):
+        last_token(lm, [[3], row], Tap(1))
+    tokens = np.zeros((2, 130), np.int32)
+    tokens[1, : len(row)] = row
+    mask = np.arange(130) < np.array([[1], [len(row)]])
+    with pytest.raises(UserError, match=message):
+        capture(lm.config, lm.params, tokens, mask, [Tap(1)])

@@ -1,0 +1,226 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import CONFIGS, ragged, tiny, tiny_lm
+
+from emojax.errors import UserError
+from emojax.lm import decoder, intervene
+from emojax.lm import generate as generating
+from emojax.lm.generate import GenerateSettings, generate
+
+pytestmark = pytest.mark.smoke
+
+GREEDY = GenerateSettings(max_new_tokens=20, temperature=0.0, stop_tokens=())
+DRAWN = dataclasses.replace(GREEDY, temperature=1.0)
+ROWS = [[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [2, 50], [2, 9, 8, 7, 6]]
+
+
+@pytest.fixture(params=["gemma3", "llama_gqa_tied"])
+def lm(request, tmp_path):
+    return tiny_lm(request.param, tmp_path)
+
+
+def log_softmax(lm, row):
+    tokens = jnp.asarray([row])
+    logits = decoder.logits(lm.config, lm.params, tokens, jnp.ones_like(tokens, bool))
+    return np.asarray(jax.nn.log_softmax(logits[0]))
+
+
+def test_greedy_is_what_full_passes_give(lm):
+    written = generate(lm, ROWS, GREEDY)
+    for row, new, logprobs in zip(ROWS, written.tokens, written.logprobs, strict=True):
+        assert len(new) == len(logprobs) == 20
+        full = log_softmax(lm, row + new)[len(row) - 1 : -1]
+        assert new == full.argmax(axis=-1).tolist()
+        np.testing.assert_allclose(logprobs, full.max(axis=-1), atol=1e-5)
+    assert written.texts[1] == " ".join(map(str, written.tokens[1]))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_cached_steps_are_the_full_pass(name, side):
+    config, params = tiny(name)
+    tokens, mask = map(jnp.asarray, ragged(config, 3, 12, side))
+    new = jnp.asarray(np.random.default_rng(5).integers(3, 97, (3, 9)))
+    mask = jnp.concatenate([mask, jnp.ones((3, 9), bool)], axis=1)
+    tokens = jnp.concatenate([tokens, new], axis=1)
+    positions = decoder.positions_of(mask)
+    step = jax.jit(generating.decode_step, static_argnums=0)
+    with jax.default_matmul_precision("highest"):
+        full = decoder.logits(config, params, tokens, mask)
+        h, cache = generating.prefill(config, params, tokens[:, :12], mask[:, :12], 21)
+        last = [int(np.flatnonzero(row[:12])[-1]) for row in mask]
+        found = decoder.unembed(config, params, h)
+        np.testing.assert_allclose(found, full[jnp.arange(3), jnp.asarray(last)], atol=1e-5)
+        for slot in range(12, 21):
+            key_mask = mask & (jnp.arange(21) <= slot)
+            at = positions[:, slot]
+            h, cache = step(
+                config, params, tokens[:, slot], at, positions, key_mask, jnp.asarray(slot), cache
+            )
+            found = decoder.unembed(config, params, h)
+            np.testing.assert_allclose(found, full[:, slot], atol=1e-5)
+
+
+def test_a_row_does_not_depend_on_the_others(lm):
+    together = generate(lm, ROWS, DRAWN, seeds=[7, 8, 9])
+    for row, seed, new in zip(ROWS, (7, 8, 9), together.tokens, strict=True):
+        assert generate(lm, [row], DRAWN, seeds=[seed]).tokens == [new]
+    backwards = generate(lm, ROWS[::-1], DRAWN, seeds=[9, 8, 7])
+    assert backwards.tokens == together.tokens[::-1]
+
+
+def test_seeds_count_up_from_the_first(lm):
+    settings = dataclasses.replace(DRAWN, seed=3)
+    assert generate(lm, ROWS, settings) == generate_equal(lm, [3, 4, 5])
+    same = generate(lm, [ROWS[0]] * 2, settings)
+    assert same.tokens[0] != same.tokens[1]
+    same = generate(lm, [ROWS[0]] * 2, settings, seeds=[1, 1])
+    assert same.tokens[0] == same.tokens[1]
+
+
+def generate_equal(lm, seeds):
+    """Compares equal to a generation with the same tokens."""
+    tokens = generate(lm, ROWS, DRAWN, seeds=seeds).tokens
+
+    class Same:
+        def __eq__(self, other):
+            return other.tokens == tokens
+
+    return Same()
+
+
+def test_stop_tokens_end_their_row_only(lm):
+    free = generate(lm, ROWS, GREEDY)
+    stop = free.tokens[0][4]
+    written = generate(lm, ROWS, dataclasses.replace(GREEDY, stop_tokens=(96, stop)))
+    for new, whole, logprobs in zip(written.tokens, free.tokens, written.logprobs, strict=True):
+        cut = whole.index(stop) + 1 if stop in whole else len(whole)
+        assert new == whole[:cut] and len(logprobs) == cut
+
+
+def test_the_models_own_stop_token_is_the_default(lm):
+    free = generate(lm, ROWS, GREEDY)
+    config = dataclasses.replace(lm.config, eos_token_ids=(free.tokens[1][0],))
+    written = generate(
+        dataclasses.replace(lm, config=config), ROWS, dataclasses.replace(GREEDY, stop_tokens=None)
+    )
+    assert written.tokens[1] == free.tokens[1][:1]
+
+
+@pytest.mark.parametrize("how", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
+def test_narrow_choices_are_greedy(lm, how):
+    written = generate(lm, ROWS, dataclasses.replace(DRAWN, **how))
+    assert written.tokens == generate(lm, ROWS, GREEDY).tokens
+
+
+def test_other_settings_and_interventions_do_not_compile_again(lm):
+    vector = np.ones(lm.config.d_model)
+    edit = intervene.direction("add", vector, layer=1)
+    generate(lm, ROWS, DRAWN, [edit])
+    before = generating._generate._cache_size()
+    other = GenerateSettings(
+        max_new_tokens=30, temperature=0.5, top_k=3, top_p=0.8, repetition_penalty=1.3, seed=9
+    )
+    edit = intervene.direction("project_out", vector, layer=0, rows=[0, 1, 0], phase="generated")
+    written = generate(lm, ROWS, other, [edit])
+    assert generating._generate._cache_size() == before
+    assert all(len(new) <= 30 for new in written.tokens)
+
+
+def test_rows_are_steered_on_their_own(lm):
+    vector = np.random.default_rng(0).normal(size=lm.config.d_model)
+    free = generate(lm, [ROWS[0]] * 3, GREEDY)
+    for strength in (np.zeros(3), np.array([0.0, 0.0, 8.0])):
+        edit = intervene.direction("add", vector, layer=1, strength=strength, unit="fraction")
+        steered = generate(lm, [ROWS[0]] * 3, GREEDY, [edit])
+        for i in range(3):
+            assert (steered.tokens[i] == free.tokens[i]) == (strength[i] == 0)
+            if strength[i] == 0:
+                np.testing.assert_array_equal(steered.logprobs[i], free.logprobs[i])
+
+
+def test_phases_and_positions_of_a_generation(lm):
+    """Setting the final norm to a token's embedding makes that token win where the edit acts."""
+    embed = np.asarray(lm.params["embed"])
+    target = int(np.argmax(np.linalg.norm(embed, axis=1)))
+    last = lm.config.n_layers - 1
+
+    def forced(**where):
+        edit = intervene.direction(
+            "set", 99 * embed[target], layer=last, site="final_norm", **where
+        )
+        new = np.array(generate(lm, ROWS, GREEDY, [edit]).tokens)
+        return new == target
+
+    free = np.array(generate(lm, ROWS, GREEDY).tokens) == target
+    assert not free.all(axis=1).any()
+    assert forced().all()
+    # The first new token comes from the prompt's last, all others from generated ones.
+    prompt, generated = forced(phase="prompt"), forced(phase="generated")
+    assert prompt[:, 0].all() and not prompt[:, 1:].all(axis=1).any()
+    assert generated[:, 1:].all() and (generated[:, 0] == free[:, 0]).all()
+    # New token i of a row comes from its token at position length - 1 + i.
+    start = np.array([len(row) + 2 for row in ROWS])
+    ranged = forced(positions=(start, start + 2))
+    assert ranged[:, 3:5].all() and (ranged[:, :3] == free[:, :3]).all()
+
+
+def test_prefill_never_holds_all_logits():
+    config, params = tiny("gemma3", n_layers=1)
+    wide = dataclasses.replace(config, vocab_size=50_000)
+    params = params | {"embed": jnp.zeros((50_000, 32))}
+    tokens = jnp.ones((4, 64), jnp.int32)
+    vector = jnp.ones(4)
+    compiled = generating._generate.lower(
+        wide,
+        32,
+        params,
+        tokens,
+        jnp.ones((4, 64), bool),
+        jax.vmap(jax.random.key)(jnp.arange(4)),
+        jnp.asarray(8),
+        jnp.full(8, -1),
+        generating.Sampling(vector[0], jnp.int32(0), vector[0], vector[0]),
+        (),
+    ).compile()
+    all_logits = 4 * 64 * 50_000 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < all_logits / 2
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "no prompt"),
+        ([[2], []], "Row 1 of the input has no tokens"),
+        ([[2] * 120], "120 tokens .and 20 to generate.*context of 128"),
+        ([[2, 500]], "outside 0 to 96"),
+    ],
+)
+def test_prompts_that_cannot_be_read(prompts, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(generating, "_generate", None)
+    with pytest.raises(UserError, match=message):
+        generate(tiny_lm("gemma3", tmp_path), prompts, GREEDY)
+
+
+def test_bad_settings_seeds_and_interventions(tmp_path, monkeypatch):
+    monkeypatch.setattr(generating, "_generate", None)
+    lm = tiny_lm("gemma3", tmp_path)
+    for name, value in (
+        ("max_new_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("repetition_penalty", 0.0),
+    ):
+        with pytest.raises(UserError, match=name):
+            GenerateSettings(**{name: value})
+    with pytest.raises(UserError, match="2 seeds for 3 prompts"):
+        generate(lm, ROWS, GREEDY, seeds=[1, 2])
+    with pytest.raises(UserError, match="NaN"):
+        generate(lm, ROWS, GREEDY, [intervene.ablate(np.full(32, np.nan), layer=0)])

@@ -1,0 +1,257 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from tiny_models import ragged, tiny
+
+from emojax.errors import UserError
+from emojax.lm import capture as capturing
+from emojax.lm import decoder, intervene
+from emojax.lm.capture import Tap, capture
+
+pytestmark = pytest.mark.smoke
+
+RNG = np.random.default_rng(0)
+BATCH, TIME, WIDTH, M = 3, 10, 32, 5
+VECTOR = RNG.normal(size=WIDTH).astype(np.float32)
+PER_ROW = RNG.normal(size=(BATCH, WIDTH)).astype(np.float32)
+SAE = {
+    "w_enc": RNG.normal(size=(M, WIDTH)).astype(np.float32),
+    "b_enc": RNG.normal(size=M).astype(np.float32),
+    "w_dec": RNG.normal(size=(M, WIDTH)).astype(np.float32),
+}
+TAP = Tap(1, "resid_post")
+
+
+def read(interventions, taps=(TAP,), side="right", name="gemma3"):
+    config, params = tiny(name)
+    tokens, mask = ragged(config, BATCH, TIME, side)
+    return capture(config, params, tokens, mask, list(taps), interventions)
+
+
+def plain(side="right"):
+    """The residual at TAP, and its mask."""
+    config, _ = tiny("gemma3")
+    return np.asarray(read((), side=side)[TAP]), ragged(config, BATCH, TIME, side)[1]
+
+
+def edited(intervention, **how):
+    return np.asarray(read([intervention], **how)[TAP])
+
+
+def norm(h):
+    return np.linalg.norm(h, axis=-1, keepdims=True)
+
+
+def at(**more):
+    return {"layer": TAP.layer, "site": TAP.site} | more
+
+
+UNIT = VECTOR / np.linalg.norm(VECTOR)
+
+
+@pytest.mark.parametrize(
+    ("mode", "how", "formula"),
+    [
+        ("add", {"strength": 2.5}, lambda h: h + 2.5 * VECTOR),
+        ("add", {"strength": 0.3, "unit": "fraction"}, lambda h: h + 0.3 * norm(h) * UNIT),
+        ("scale", {"strength": 0.7}, lambda h: 0.7 * h),
+        ("set", {"strength": -2.0}, lambda h: 0 * h - 2 * VECTOR),
+        ("set", {"strength": 0.5, "unit": "fraction"}, lambda h: 0.5 * norm(h) * UNIT),
+        ("project_out", {}, lambda h: h - (h @ UNIT)[..., None] * UNIT),
+        ("project_out", {"strength": 0.4}, lambda h: h - 0.4 * (h @ UNIT)[..., None] * UNIT),
+        ("add", {"rows": 0.25}, lambda h: h + 0.25 * VECTOR),
+        ("set", {"rows": 0.25}, lambda h: 0.75 * h + 0.25 * VECTOR),
+    ],
+)
+def test_directions_follow_their_formulas(mode, how, formula):
+    h, mask = plain()
+    found = edited(intervene.direction(mode, VECTOR, **at(**how)))
+    np.testing.assert_allclose(found[mask], formula(h)[mask], atol=2e-5)
+
+
+def test_ablation_is_exact():
+    _, mask = plain()
+    assert (edited(intervene.ablate(np.zeros(WIDTH), **at()))[mask] == 0).all()
+    found = edited(intervene.ablate(PER_ROW, **at()))
+    assert (found == PER_ROW[:, None]).all()
+
+
+def test_rows_have_their_own_vectors_strengths_and_weights():
+    h, mask = plain()
+    strength = np.array([1.0, -2.0, 3.0])
+    rows = np.array([1.0, 0.0, 0.5])
+    found = edited(intervene.direction("add", PER_ROW, **at(strength=strength, rows=rows)))
+    expected = h + (strength * rows)[:, None, None] * PER_ROW[:, None]
+    np.testing.assert_allclose(found[mask], expected[mask], atol=1e-5)
+    np.testing.assert_array_equal(found[1], h[1])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_count_real_tokens(side):
+    h, mask = plain(side)
+    starts, ends = np.array([0, 1, 2]), np.array([3, 2, 30])
+    found = edited(intervene.direction("add", VECTOR, **at(positions=(starts, ends))), side=side)
+    position = np.cumsum(mask, axis=1) - 1
+    inside = mask & (position >= starts[:, None]) & (position < ends[:, None])
+    assert inside.any() and (mask & ~inside).any()
+    # Only what is at the tap itself: tokens outside are those very bits.
+    np.testing.assert_array_equal(found[mask & ~inside], h[mask & ~inside])
+    np.testing.assert_allclose(found[inside], (h + VECTOR)[inside], atol=1e-5)
+
+
+def test_phases():
+    h, _ = plain()
+    for phase, changes in (("prompt", True), ("generated", False), ("both", True)):
+        found = edited(intervene.direction("add", VECTOR, **at(phase=phase)))
+        assert (found != h).any() == changes
+
+
+def latent_formula(h, change, threshold=0.0, unit_norm=False):
+    size = norm(h) if unit_norm else 1.0
+    pre = (h / size) @ SAE["w_enc"].T + SAE["b_enc"]
+    z = np.where(pre > threshold, pre, 0)
+    return h + size * ((change(z) - z) @ SAE["w_dec"])
+
+
+@pytest.mark.parametrize("unit_norm", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "value", "change"),
+    [
+        ("add", 0.5, lambda z: z + 0.5),
+        ("clamp", np.arange(M), lambda z: 0 * z + np.arange(M)),
+        ("scale", np.full((BATCH, M), 3.0), lambda z: 3 * z),
+    ],
+)
+def test_latents_follow_their_formula(mode, value, change, unit_norm):
+    h, mask = plain()
+    how = at(unit_norm=unit_norm, threshold=0.8)
+    found = edited(intervene.latents(mode, value, **SAE, **how))
+    expected = latent_formula(h, change, 0.8, unit_norm)
+    scale = np.abs(expected[mask]).max()
+    np.testing.assert_allclose(found[mask], expected[mask], atol=2e-6 * scale)
+    assert (found != h).any()
+
+
+# One for each site and each way of changing nothing.
+NO_OPS = {
+    **{
+        f"at {site}": intervene.direction("add", VECTOR, layer=3, site=site, strength=0.0)
+        for site in decoder.SITES
+    },
+    "strength 0": intervene.direction("add", VECTOR, **at(strength=0.0)),
+    "fraction 0": intervene.direction("add", VECTOR, **at(strength=0.0, unit="fraction")),
+    "scale 1": intervene.direction("scale", VECTOR, **at(strength=1.0)),
+    "project 0": intervene.direction("project_out", VECTOR, **at(strength=0.0)),
+    "no direction": intervene.direction("project_out", np.zeros(WIDTH), **at()),
+    "no rows": intervene.direction("set", VECTOR, **at(rows=0.0)),
+    "no positions": intervene.direction("set", VECTOR, **at(positions=(3, 3))),
+    "no phase": intervene.direction("set", VECTOR, **at(phase="generated")),
+    "latents add 0": intervene.latents("add", 0.0, **SAE, **at()),
+    "latents scale 1": intervene.latents("scale", 1.0, **SAE, **at()),
+    "silent latents": intervene.latents("scale", 5.0, **SAE, **at(threshold=1e9)),
+}
+
+
+@pytest.mark.parametrize("why", NO_OPS)
+def test_what_changes_nothing_is_bit_identical(why):
+    taps = [Tap(0), Tap(1), Tap(3), Tap(3, "final_norm")]
+    before, after = read((), taps), read([NO_OPS[why]], taps)
+    for tap in taps:
+        np.testing.assert_array_equal(after[tap], before[tap])
+
+
+def test_nothing_before_the_site_changes_and_everything_after_does():
+    order = [Tap(layer, s) for layer in range(4) for s in decoder.SITES if s != "final_norm"]
+    order.append(Tap(3, "final_norm"))
+    before = read((), order)
+    for i, tap in enumerate(order):
+        after = read([intervene.direction("add", VECTOR, layer=tap.layer, site=tap.site)], order)
+        for earlier in order[:i]:
+            np.testing.assert_array_equal(after[earlier], before[earlier])
+        assert (np.asarray(after[tap]) != before[tap]).all(axis=-1).any()
+        assert (np.asarray(after[order[-1]]) != before[order[-1]]).any()
+
+
+def test_several_act_in_their_order():
+    h, mask = plain()
+    add = intervene.direction("add", VECTOR, **at())
+    double = intervene.direction("scale", VECTOR, **at(strength=2.0))
+    found = np.asarray(read([add, double])[TAP])
+    np.testing.assert_allclose(found[mask], 2 * (h + VECTOR)[mask], atol=2e-5)
+    found = np.asarray(read([double, add])[TAP])
+    np.testing.assert_allclose(found[mask], (2 * h + VECTOR)[mask], atol=2e-5)
+
+
+def test_changing_an_intervention_does_not_compile_again():
+    read([intervene.direction("add", VECTOR, **at())])
+    before = capturing._capture._cache_size()
+    for other in (
+        intervene.direction("project_out", PER_ROW, layer=3, strength=np.ones(3)),
+        intervene.direction("set", VECTOR, layer=0, positions=(1, 2), phase="prompt"),
+        intervene.direction("add", VECTOR, layer=2, unit="fraction", rows=[0, 1, 0.5]),
+    ):
+        read([other])
+    assert capturing._capture._cache_size() == before
+
+
+def test_gradients_flow_through_vectors_and_latents():
+    config, params = tiny("gemma3")
+    tokens, mask = map(jnp.asarray, ragged(config, BATCH, TIME, "right"))
+
+    def loss(numbers):
+        vector, strength, value = numbers
+        edits = intervene.prepare(
+            config,
+            [
+                intervene.direction("add", vector, **at(strength=strength, unit="fraction")),
+                intervene.latents("add", value, **SAE, layer=2),
+            ],
+            BATCH,
+        )
+        positions = decoder.positions_of(mask)
+
+        def visit(site, layer, h):
+            return intervene.apply(edits, site, layer, h, positions, jnp.zeros_like(mask))
+
+        h = decoder.normed(config, params, tokens, mask, visit)
+        return jnp.sum(jnp.where(mask[..., None], jnp.sin(h), 0.0))
+
+    numbers = (jnp.asarray(VECTOR), jnp.asarray(0.3), jnp.full(M, 0.2))
+    with jax.default_matmul_precision("highest"):
+        check_grads(loss, (numbers,), order=1, modes="rev", eps=1e-2, rtol=2e-2)
+        gradients = jax.grad(loss)(numbers)
+    assert all(jnp.any(g != 0) and jnp.all(jnp.isfinite(g)) for g in gradients)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: intervene.direction("add", VECTOR, layer=4), "layer 4"),
+        (lambda: intervene.direction("add", VECTOR, layer=-1), "layer -1"),
+        (lambda: intervene.direction("add", VECTOR, layer=0, site="final_norm"), "no final_norm"),
+        (lambda: intervene.direction("add", VECTOR, layer=0, site="attn"), "site 'attn'"),
+        (lambda: intervene.direction("ad", VECTOR, layer=0), "mode 'ad'"),
+        (lambda: intervene.direction("add", VECTOR, layer=0, unit="norm"), "unit 'norm'"),
+        (lambda: intervene.direction("add", VECTOR, layer=0, phase="end"), "phase 'end'"),
+        (lambda: intervene.direction("add", VECTOR[:-1], layer=0), r"vector has shape \(31,\)"),
+        (lambda: intervene.direction("add", PER_ROW[:2], layer=0), r"vector has shape \(2, 32\)"),
+        (lambda: intervene.direction("add", VECTOR * np.nan, layer=0), "vector holds NaN"),
+        (lambda: intervene.direction("add", VECTOR, layer=0, strength=np.inf), "strength holds"),
+        (lambda: intervene.direction("add", VECTOR, layer=0, rows=[1, 0]), "rows has shape"),
+        (
+            lambda: intervene.latents("add", 1.0, **SAE | {"w_dec": SAE["w_dec"].T}, layer=0),
+            "w_dec has shape",
+        ),
+        (lambda: intervene.latents("set", 1.0, **SAE, layer=0), "mode 'set'"),
+        (
+            lambda: intervene.latents("add", 1.0, **SAE | {"w_enc": np.float32(1)}, layer=0),
+            "w_enc has shape",
+        ),
+    ],
+)
+def test_bad_interventions_are_refused_before_compiling(make, message, monkeypatch):
+    monkeypatch.setattr(capturing, "_capture", None)
+    with pytest.raises(UserError, match=message):
+        read([make()])

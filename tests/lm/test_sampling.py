@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emojax.lm.sampling import Sampling, _cut, _invert, sample
+
+pytestmark = pytest.mark.smoke
+
+RNG = np.random.default_rng(0)
+
+
+def draws(logits, count, **settings):
+    """`count` tokens from one row of logits."""
+    given = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0} | settings
+    sampling = Sampling(
+        jnp.float32(given["temperature"]),
+        jnp.int32(given["top_k"]),
+        jnp.float32(given["top_p"]),
+        jnp.float32(given["repetition_penalty"]),
+    )
+    context = jnp.broadcast_to(jnp.asarray([[1, 1, 5]]), (count, 3))
+    mask = jnp.broadcast_to(jnp.asarray([[True, True, False]]), (count, 3))
+    keys = jax.random.split(jax.random.key(0), count)
+    tokens, logprobs = jax.jit(sample)(
+        jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (count, len(logits))),
+        context,
+        mask,
+        keys,
+        sampling,
+    )
+    return np.asarray(tokens), np.asarray(logprobs)
+
+
+def assert_drawn_from(tokens, probabilities):
+    counts = np.bincount(tokens, minlength=len(probabilities))
+    assert (counts[probabilities == 0] == 0).all()
+    expected = probabilities * len(tokens)
+    live = expected > 0
+    square = ((counts - expected)[live] ** 2 / expected[live]).sum()
+    degrees = live.sum() - 1
+    assert square < degrees + 4 * np.sqrt(2 * degrees)
+
+
+def softmax(logits):
+    e = np.exp(logits - np.max(logits))
+    return e / e.sum()
+
+
+LOGITS = RNG.normal(size=37) * 1.5
+
+
+def test_tokens_follow_the_distribution():
+    tokens, logprobs = draws(LOGITS, 20_000)
+    assert_drawn_from(tokens, softmax(LOGITS))
+    np.testing.assert_allclose(logprobs, np.log(softmax(LOGITS))[tokens], atol=1e-5)
+
+
+def test_temperature_divides():
+    tokens, logprobs = draws(LOGITS, 20_000, temperature=0.6)
+    assert_drawn_from(tokens, softmax(LOGITS / 0.6))
+    # Log-probabilities are those of the model itself.
+    np.testing.assert_allclose(logprobs, np.log(softmax(LOGITS))[tokens], atol=1e-5)
+
+
+def test_top_k_then_top_p():
+    order = np.argsort(-LOGITS)
+    kept = np.where(np.isin(np.arange(37), order[:9]), LOGITS, -np.inf)
+    tokens, _ = draws(LOGITS, 20_000, top_k=9)
+    assert_drawn_from(tokens, softmax(kept))
+
+    cumulative = np.cumsum(softmax(kept)[order])
+    nucleus = order[: np.searchsorted(cumulative, 0.7) + 1]
+    kept = np.where(np.isin(np.arange(37), nucleus), LOGITS, -np.inf)
+    tokens, _ = draws(LOGITS, 20_000, top_k=9, top_p=0.7)
+    assert 1 < len(nucleus) < 9
+    assert_drawn_from(tokens, softmax(kept))
+
+
+def test_repetition_penalty_of_real_context_only():
+    for sign in (1, -1):
+        logits = LOGITS.copy()
+        logits[1] = sign * 2.0
+        tokens, _ = draws(logits, 20_000, repetition_penalty=1.7)
+        logits[1] = 2.0 / 1.7 if sign == 1 else -2.0 * 1.7
+        assert_drawn_from(tokens, softmax(logits))
+
+
+@pytest.mark.parametrize("k", [1, 2, 17, 4999, 5000, 9000])
+def test_a_cut_is_exact_over_a_large_vocabulary(k):
+    scores = RNG.normal(size=(3, 5000)).astype(np.float32) * 20
+    scores -= scores.max(axis=1, keepdims=True)
+    found = np.asarray(_cut(jnp.asarray(scores), jnp.ones_like, jnp.float32(k)))
+    least = np.sort(scores, axis=1)[:, ::-1][:, min(k, 5000) - 1]
+    np.testing.assert_array_equal(found, np.where(scores >= least[:, None], scores, -np.inf))
+
+
+def test_a_token_without_weight_is_never_drawn():
+    weights = np.zeros((4, 2000), np.float32)
+    weights[0, 0] = weights[1, 1999] = weights[2, 700] = 1.0
+    weights[3, [3, 1500]] = 1.0
+    for uniform in (0.0, 0.3, 1 - 2**-24):
+        found = np.asarray(_invert(jnp.asarray(weights), jnp.full(4, uniform, jnp.float32)))
+        assert found[:3].tolist() == [0, 1999, 700]
+        assert found[3] == (3 if uniform < 0.5 else 1500)
