@@ -115,7 +115,7 @@ def choose(concepts: ConceptSet, seed: int, per_word: int = PER_WORD) -> Control
 
     used = sorted({index for indices in chosen for index in indices})
     place = {index: position for position, index in enumerate(used)}
-    matched = tuple(np.array([place[i] for i in indices]) for indices in chosen)
+    matched = tuple(np.array([place[i] for i in indices], np.int64) for indices in chosen)
     return Controls(concepts.language, tuple(pool[i] for i in used), matched)
 
 
