@@ -79,7 +79,7 @@ class Generation:
 
     tokens: list[list[int]]
     texts: list[str]
-    logprobs: list[Float[np.ndarray, " new"]]
+    logprobs: list[Float[np.ndarray, " _"]]
 
 
 def generate(

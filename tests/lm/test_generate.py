@@ -149,19 +149,23 @@ def test_phases_and_positions_of_a_generation(lm):
     target = int(np.argmax(np.linalg.norm(embed, axis=1)))
     last = lm.config.n_layers - 1
 
-    def forced(**where):
+    def written(**where):
         edit = intervene.direction(
             "set", 99 * embed[target], layer=last, site="final_norm", **where
         )
-        new = np.array(generate(lm, ROWS, GREEDY, [edit]).tokens)
-        return new == target
+        return np.array(generate(lm, ROWS, GREEDY, [edit]).tokens)
+
+    def forced(**where):
+        return written(**where) == target
 
     free = np.array(generate(lm, ROWS, GREEDY).tokens) == target
     assert not free.all(axis=1).any()
     assert forced().all()
     # The first new token comes from the prompt's last, all others from generated ones.
-    prompt, generated = forced(phase="prompt"), forced(phase="generated")
-    assert prompt[:, 0].all() and not prompt[:, 1:].all(axis=1).any()
+    prompt, generated = written(phase="prompt"), forced(phase="generated")
+    assert (prompt[:, 0] == target).all()
+    follows = np.array(generate(lm, [[*row, target] for row in ROWS], GREEDY).tokens)
+    assert (prompt[:, 1:] == follows[:, :-1]).all()
     assert generated[:, 1:].all() and (generated[:, 0] == free[:, 0]).all()
     # New token i of a row comes from its token at position length - 1 + i.
     start = np.array([len(row) + 2 for row in ROWS])

@@ -48,11 +48,8 @@ def _coded(words: tuple[str, ...], codes: np.ndarray, rng: np.random.Generator) 
 
 
 def _chinese(chosen: concepts.ConceptSet, rng: np.random.Generator) -> Norms:
-    others = [
-        f"{a}{b}"
-        for a in "甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳午未申酉"
-        for b in "东南西北上下左右前后内外"
-    ]
-    words = (*chosen.words, *others, *[f"{w}们" for w in others])
+    # Two characters that no other word has, so that every word is kin to itself alone.
+    others = [chr(0x5000 + 2 * i) + chr(0x5001 + 2 * i) for i in range(600)]
+    words = (*chosen.words, *(word for word in others if word not in chosen.words))
     ratings = rng.uniform(1, 9, (2, len(words)))
     return Norms("synthetic", "zh", words, ratings[0], ratings[1], "drawn from a seed")
