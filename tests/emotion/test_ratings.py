@@ -54,7 +54,8 @@ def test_differences_are_paired(scored):
     assert (none.r, none.low, none.high) == (0, 0, 0)
 
 
-def test_the_interval_covers_as_often_as_it_says():
+def test_the_interval_covers_as_often_as_it_says(monkeypatch):
+    monkeypatch.setattr(ratings, "BOOTSTRAPS", 300)
     rng = np.random.default_rng(0)
     covered = 0
     for seed in range(60):
