@@ -125,8 +125,8 @@ def block(
     store: Store,
 ) -> Activation:
     """One layer: attention and gated MLP, each added to the residual stream."""
-    # What an intervention leaves alone must keep its very bits, though an intervention changes what
-    # the compiler fuses. A barrier at every site stops fusion across it. The CPU's compiler drops
+    # What an intervention leaves alone must keep its very bits, although it changes what the
+    # compiler fuses. A barrier at every site stops fusion across it. The CPU's compiler drops
     # barriers, but it will not make a quotient twice: divided by a 1 that it cannot foresee, a
     # residual that several steps read is rounded and written down before them.
     one = (layer >= 0).astype(h.dtype)
