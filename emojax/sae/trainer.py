@@ -13,7 +13,6 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from emojax.errors import UserError
-from emojax.files import atomic, writable_dir
+from emojax.files import atomic, require_room, writable_dir
 from emojax.sae import coder, interrupt
 from emojax.sae.checkpoints import Checkpoints
 from emojax.sae.coder import ARCHITECTURES, SaeConfig, SparseAutoencoder
@@ -166,7 +165,7 @@ def _sample(config: SaeConfig, split: Split) -> Float[Array, "tokens d_model"]:
     return coder.scale(config, jnp.asarray(sample.values * sample.norms[:, None]))[0]
 
 
-def start(config: SaeConfig, split: Split, adam, mesh: Mesh) -> TrainState:
+def start(config: SaeConfig, split: Split, mesh: Mesh) -> TrainState:
     """The state before the first step."""
     sample = _sample(config, split)
     centre = coder.geometric_median(sample)
@@ -177,7 +176,7 @@ def start(config: SaeConfig, split: Split, adam, mesh: Mesh) -> TrainState:
         params = {name: getattr(sae, name) for name in ("w_enc", "b_enc", "w_dec", "b_dec")}
         return TrainState(
             params=params,
-            moments=adam.init(params),
+            moments=optimizer(lambda _: 0.0).init(params),  # the rate leaves no trace in them
             idle=jnp.zeros(config.n_latents, jnp.int32),
             variance=variance,
             step=jnp.zeros((), jnp.int32),
@@ -269,12 +268,19 @@ def aux_loss(k_aux: int, sae: SparseAutoencoder, x, error, dead) -> Array:
     return left / jax.lax.pmean(jnp.mean(jnp.sum(error**2, axis=1)), "data")
 
 
-def make_step(
-    config: SaeConfig, settings: TrainConfig, adam: optax.GradientTransformation, mesh: Mesh
-) -> Callable[[TrainState, Array], tuple[TrainState, dict[str, Array]]]:
-    """The jitted step: state and raw activations [batch_tokens, d_model] → state and metrics.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
+def train_step(
+    config: SaeConfig,
+    settings: TrainConfig,
+    steps: int,
+    mesh: Mesh,
+    state: TrainState,
+    x: Float[Array, "tokens d_model"],
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step of a run of `steps` on raw activations; the state's memory is reused (donated).
 
-    The state's memory is reused (donated).
+    Returns:
+      The new state, and what the log needs.
     """
     rows = {"w_enc": P("latent"), "b_enc": P("latent"), "w_dec": P("latent"), "b_dec": P()}
 
@@ -293,27 +299,20 @@ def make_step(
         out_specs=((rows, P()), P("latent")),
         check_vma=False,
     )
-
-    def step(state: TrainState, x: Array) -> tuple[TrainState, dict[str, Array]]:
-        scaled, _ = coder.scale(config, x)
-        (gradients, metrics), fired = gradients_of(state.params, state.idle, state.variance, scaled)
-        # Decoder rows stay on the unit sphere: the gradient's radial part would only be undone.
-        row = state.params["w_dec"]
-        radial = jnp.sum(gradients["w_dec"] * row, axis=1, keepdims=True)
-        gradients = gradients | {"w_dec": gradients["w_dec"] - radial * row}
-        updates, moments = adam.update(gradients, state.moments, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        norm = jnp.linalg.norm(params["w_dec"], axis=1, keepdims=True)
-        params = params | {"w_dec": params["w_dec"] / norm}
-        idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + x.shape[0], 2**30))
-        new = TrainState(params, moments, idle, state.variance, state.step + 1)
-        return new, metrics
-
-    def placed(state: TrainState, x: Array) -> tuple[TrainState, dict[str, Array]]:
-        new, metrics = step(state, x)
-        return jax.lax.with_sharding_constraint(new, shardings(new, mesh)), metrics
-
-    return jax.jit(placed, donate_argnums=0)
+    scaled, _ = coder.scale(config, x)
+    (gradients, metrics), fired = gradients_of(state.params, state.idle, state.variance, scaled)
+    # Decoder rows stay on the unit sphere: the gradient's radial part would only be undone.
+    row = state.params["w_dec"]
+    radial = jnp.sum(gradients["w_dec"] * row, axis=1, keepdims=True)
+    gradients = gradients | {"w_dec": gradients["w_dec"] - radial * row}
+    adam = optimizer(schedule(settings, config.n_latents, steps))
+    updates, moments = adam.update(gradients, state.moments, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
+    norm = jnp.linalg.norm(params["w_dec"], axis=1, keepdims=True)
+    params = params | {"w_dec": params["w_dec"] / norm}
+    idle = jnp.where(fired > 0, 0, jnp.minimum(state.idle + x.shape[0], 2**30))
+    new = TrainState(params, moments, idle, state.variance, state.step + 1)
+    return jax.lax.with_sharding_constraint(new, shardings(new, mesh)), metrics
 
 
 def train(
@@ -354,10 +353,9 @@ def train(
     _same_run(directory / "run.json", run | {"provenance": provenance})
 
     rate = schedule(settings, config.n_latents, steps)
-    adam = optimizer(rate)
-    step_fn = make_step(config, settings, adam, mesh)
     batch_place = NamedSharding(mesh, P("data"))
-    state = start(config, split, adam, mesh)
+    state = start(config, split, mesh)
+    require_room(directory, (settings.keep + 1) * sum(x.nbytes for x in jax.tree.leaves(state)))
     log = Log(directory / "training_log.jsonl")
     with (
         Checkpoints(directory / "checkpoints", settings.keep) as checkpoints,
@@ -373,10 +371,10 @@ def train(
         since = time.perf_counter()
         for number in range(first, steps):
             batch = jax.make_array_from_process_local_data(batch_place, next(batches))
-            state, metrics = step_fn(state, batch)
+            state, metrics = train_step(config, settings, steps, mesh, state, batch)
             pending.append(metrics)
-            now, last = number + 1, number + 1 == steps
-            save = now % settings.checkpoint_every == 0 or stop() or last
+            now, last, stopping = number + 1, number + 1 == steps, stop()
+            save = now % settings.checkpoint_every == 0 or stopping or last
             if save or now % settings.log_every == 0:
                 entry = _entry(pending, now, settings, checkpoints.latest())
                 entry |= {
@@ -393,7 +391,7 @@ def train(
                 pending, since = [], time.perf_counter()
             if save:
                 checkpoints.save(state)
-            if stop() and not last:
+            if stopping and not last:
                 raise KeyboardInterrupt
     whole = {name: jnp.asarray(jax.device_get(array)) for name, array in state.params.items()}
     return SparseAutoencoder(**whole, config=config)
