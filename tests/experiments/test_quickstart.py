@@ -61,7 +61,7 @@ def test_it_leaves_a_report_the_results_and_a_table(finished):
     found = schema.read(output / "results.json")
     assert {x["language"] for x in found["ratings"]} == {"en", "zh"}
     assert len(found["steering"]["rows"]) == 2 * (1 + 3 * 26)
-    assert (output / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert (output / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert "| Pearson r with human ratings" in printed
     assert found["bars"]
 

@@ -18,8 +18,10 @@ def loss(implementation):
     return of
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", EDGES)
+CASES = [(name, "float32") for name in EDGES] + [("plain", "bfloat16"), ("odd_width", "bfloat16")]
+
+
+@pytest.mark.parametrize("name, dtype", CASES)
 def test_equals_the_reference_with_every_gradient(name, dtype):
     shape = EDGES[name]
     values, indices = code(shape, dtype=dtype)
@@ -30,28 +32,38 @@ def test_equals_the_reference_with_every_gradient(name, dtype):
     assert_close(got, jax.jit(jax.grad(loss("reference"), argnums=(0, 2, 3)))(*inputs), dtype)
 
 
-@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize("name", ["plain", "odd_latents"])
 def test_dense_products_equal_sparse_ones(name, monkeypatch):
     """What runs where there is no CPU must say the same as what runs on one."""
     shape = EDGES[name]
     values, indices = code(shape)
     x, _, _, w, _ = dictionary(shape)
     monkeypatch.setattr(products, "_DENSE", 5 * shape.n)  # several blocks
-    assert_close(
-        products._gather_sum_dense(values, indices, w), products.gather_sum(values, indices, w)
-    )
-    assert_close(products._gather_dot_dense(x, indices, w), products.gather_dot(x, indices, w))
-    assert_close(
-        products._scatter_sum_dense(values, indices, x, shape.n),
-        products.scatter_sum(values, indices, x, shape.n),
-    )
+
+    @jax.jit
+    def dense(values, indices, x, w):
+        return (
+            products._gather_sum_dense(values, indices, w),
+            products._gather_dot_dense(x, indices, w),
+            products._scatter_sum_dense(values, indices, x, shape.n),
+        )
+
+    @jax.jit
+    def sparse(values, indices, x, w):
+        return (
+            products.gather_sum(values, indices, w),
+            products.gather_dot(x, indices, w),
+            products.scatter_sum(values, indices, x, shape.n),
+        )
+
+    assert_close(dense(values, indices, x, w), sparse(values, indices, x, w))
 
 
 def test_a_latent_named_twice_counts_twice():
     w, b = jnp.eye(4), jnp.zeros(4)
     out = sparse_decode(jnp.array([[2.0, 3.0]]), jnp.array([[1, 1]], jnp.int32), w, b)
     np.testing.assert_array_equal(out, [[0, 5, 0, 0]])
-    got = jax.grad(loss(None), argnums=2)(
+    got = jax.jit(jax.grad(loss(None), argnums=2))(
         jnp.array([[2.0, 3.0]]), jnp.array([[1, 1]], jnp.int32), w, b
     )
     assert got[1, 1] == 50 and jnp.count_nonzero(got) == 1
@@ -62,8 +74,8 @@ def test_one_latent_for_every_token():
     values, _ = code(shape)
     indices = jnp.full((64, 1), 7, jnp.int32)
     _, _, _, w, b = dictionary(shape)
-    got = jax.grad(loss(None), argnums=2)(values, indices, w, b)
-    assert_close(got, jax.grad(loss("reference"), argnums=2)(values, indices, w, b))
+    got = jax.jit(jax.grad(loss(None), argnums=2))(values, indices, w, b)
+    assert_close(got, jax.jit(jax.grad(loss("reference"), argnums=2))(values, indices, w, b))
     assert got[7].any() and not jnp.delete(got, 7, axis=0).any()
 
 
