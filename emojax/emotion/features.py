@@ -8,7 +8,7 @@ category off within emotion words but not in the language at large. Both are exa
 larger of the two).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -57,7 +57,6 @@ class Selection:
       q: Benjamini-Hochberg adjusted p, over categories and live latents together.
       coverage: share of the category's words that activate the latent.
       density: share of all control words that activate it.
-      against_controls: how many latents per category would pass on the first contrast alone.
       lists: per category its latents, the smallest p first.
     """
 
@@ -69,7 +68,6 @@ class Selection:
     q: Float[np.ndarray, "categories latents"]
     coverage: Float[np.ndarray, "categories latents"]
     density: Float[np.ndarray, " latents"]
-    against_controls: Int[np.ndarray, " categories"]
     lists: tuple[Int[np.ndarray, " _"], ...]
 
 
@@ -139,25 +137,24 @@ def select(
     p = np.maximum(p_controls, p_others)
     q = _adjusted(p, live)
 
-    fits = (coverage >= thresholds.coverage) & (density <= thresholds.density)
-    passed = fits & (q <= thresholds.q)
+    nothing_yet = Selection(
+        concepts.language, thresholds, effect, specificity, p, q, coverage, density, ()
+    )
+    return relist(nothing_yet, thresholds)
+
+
+def relist(selection: Selection, thresholds: Thresholds) -> Selection:
+    """The same tests with the lists that other thresholds give."""
+    passed = (
+        (selection.coverage >= thresholds.coverage)
+        & (selection.density <= thresholds.density)
+        & (selection.q <= thresholds.q)
+    )
     lists = tuple(
-        listed[np.lexsort((-effect[category, listed], p[category, listed]))]
+        listed[np.lexsort((-selection.effect[category, listed], selection.p[category, listed]))]
         for category, listed in enumerate(map(np.flatnonzero, passed))
     )
-    first_alone = (fits & (_adjusted(p_controls, live) <= thresholds.q)).sum(axis=1)
-    return Selection(
-        concepts.language,
-        thresholds,
-        effect,
-        specificity,
-        p,
-        q,
-        coverage,
-        density,
-        first_alone,
-        lists,
-    )
+    return replace(selection, thresholds=thresholds, lists=lists)
 
 
 def combine(english: Selection, chinese: Selection) -> EmotionFeatures:

@@ -31,7 +31,8 @@ class Score:
 
     Attributes:
       r: Pearson correlation of human means and held-out predictions.
-      low: lower end of its 95 % percentile bootstrap interval over words (predictions fixed).
+      low: lower end of its 95 % percentile bootstrap interval over groups of kin words, which are
+        not independent of each other (the predictions stay as they are).
       high: upper end.
       r2: 1 - squared error / variance of the human means; below 0 is worse than their mean.
       null: r of the same procedure, penalty included, with ratings permuted over words, one per
@@ -52,7 +53,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Difference:
-    """r of one feature set minus r of another on the same words, with a paired bootstrap over them.
+    """r of one feature set minus r of another on the same words, with a paired bootstrap.
+
+    The bootstrap resamples groups of kin words, the same ones for both.
 
     Attributes:
       r: the difference.
@@ -102,7 +105,7 @@ def compare(
     for name, features in feature_sets.items():
         predicted = held_out_predictions(_dense(features), y, outer, norms, seed)
         scores[name] = {
-            target: _score(y[:, index::2], predicted[:, index::2], seed)
+            target: _score(y[:, index::2], predicted[:, index::2], norms, seed)
             for index, target in enumerate(TARGETS)
         }
     return scores
@@ -152,7 +155,7 @@ def best_latents(
                 model = ridge.fit(x[np.ix_(train, chosen)], own[:, None], inner)
                 predicted[count][test] = model.predict(x[np.ix_(test, chosen)])
         for count in counts:
-            scores[count][target] = _score(y[:, [column]], predicted[count], seed)
+            scores[count][target] = _score(y[:, [column]], predicted[count], norms, seed)
     return scores
 
 
@@ -170,16 +173,15 @@ def transfer(
     inner = kinship.folds(train.words, train.language, INNER_FOLDS, seed)
     predicted = ridge.fit(_dense(train_codes), train.ratings, inner).predict(_dense(test_codes))
     return {
-        target: _score(test.ratings[:, [index]], predicted[:, [index]], seed)
+        target: _score(test.ratings[:, [index]], predicted[:, [index]], test, seed)
         for index, target in enumerate(TARGETS)
     }
 
 
-def difference(
-    one: Score, other: Score, human: Float[np.ndarray, " words"], seed: int
-) -> Difference:
-    """Subtracts: r of `one` minus r of `other`, both about the words rated `human`."""
-    draws = _resampled(human, np.stack([one.predicted, other.predicted]), seed)
+def difference(one: Score, other: Score, norms: Norms, target: str, seed: int) -> Difference:
+    """Subtracts: r of `one` minus r of `other`, both about the words of `norms`."""
+    human = norms.ratings[:, TARGETS.index(target)]
+    draws = _resampled(human, np.stack([one.predicted, other.predicted]), norms, seed)
     low, high = np.percentile(draws[0] - draws[1], [2.5, 97.5])
     return Difference(one.r - other.r, float(low), float(high))
 
@@ -198,25 +200,32 @@ def _outer(norms: Norms, folds: int, seed: int) -> Int[np.ndarray, " words"]:
 def _score(
     human: Float[np.ndarray, "words orders"],
     predicted: Float[np.ndarray, "words orders"],
+    norms: Norms,
     seed: int,
 ) -> Score:
     """Scores column 0, the true order; further columns are permutations."""
     r = _pearson(human.T, predicted.T)
     own, guess = human[:, 0], predicted[:, 0]
-    low, high = np.percentile(_resampled(own, guess[None], seed)[0], [2.5, 97.5])
+    low, high = np.percentile(_resampled(own, guess[None], norms, seed)[0], [2.5, 97.5])
     r2 = 1 - ((own - guess) ** 2).sum() / ((own - own.mean()) ** 2).sum()
     p = float((r >= r[0]).mean()) if len(r) > 1 else float("nan")
     return Score(float(r[0]), float(low), float(high), float(r2), r[1:], p, guess)
 
 
 def _resampled(
-    human: Float[np.ndarray, " words"], predicted: Float[np.ndarray, "sets words"], seed: int
+    human: Float[np.ndarray, " words"],
+    predicted: Float[np.ndarray, "sets words"],
+    norms: Norms,
+    seed: int,
 ) -> Float[np.ndarray, "sets draws"]:
-    """Pearson's r of each set of predictions on the same bootstrap samples of the words."""
+    """Pearson's r of each set of predictions on the same bootstrap samples of groups of kin."""
     rng = np.random.default_rng(seed)
+    group = kinship.groups(norms.words, norms.language)
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
     draws = np.empty((len(predicted), BOOTSTRAPS))
     for index in range(BOOTSTRAPS):
-        sample = rng.integers(0, len(human), len(human))
+        chosen = rng.integers(0, len(members), len(members))
+        sample = np.concatenate([members[i] for i in chosen])
         draws[:, index] = _pearson(human[sample], predicted[:, sample])
     return draws
 

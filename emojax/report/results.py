@@ -15,7 +15,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 from emojax import files
 from emojax.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 
 Language = Literal["en", "zh"]
 Target = Literal["valence", "arousal"]
@@ -24,7 +24,7 @@ Method = Literal["sae", "diffmean", "random", "none"]
 # What the ridge regression sees. The first two are the finding, the others its baselines.
 FeatureSet = Literal[
     "space",  # latents of the language's own emotion space
-    "intersection",  # latents that are in the emotion space of both languages
+    "intersection",  # latents that are on both languages' lists of the same emotion
     "all_latents",  # the whole trained dictionary
     "outside",  # as many random latents outside the space; the middle one of several draws
     "untrained",  # the untrained dictionary, as many latents as "space" has
@@ -87,7 +87,10 @@ class SaeMetrics(TypedDict):
     fvu: float  # fraction of variance unexplained, massive-norm tokens left out
     fvu_all: float  # the same over all tokens
     dead_share: float  # share of latents that never fired on the held-out text
-    loss_recovered: float | None  # 1 = the model's own loss, 0 = the loss with the site ablated
+    # 1 = the model's own loss; 0 = its loss with the site set to zero, or to its mean activation.
+    # Zeros are far from all that the site ever holds, so the second asks much more.
+    loss_recovered: float | None
+    loss_recovered_from_mean: float | None
     n_tokens: int  # held-out tokens
 
 
@@ -126,11 +129,35 @@ class CategoryFeatures(TypedDict):
     shared: list[int]
 
 
+class Passing(TypedDict):
+    """How many latents pass the selection for some emotion, and how many of its controls do."""
+
+    language: Language
+    trained: int
+    untrained: int  # of the untrained dictionary, by the same rule
+    shuffled: int  # of the trained one, the concept words dealt to the emotions at random
+
+
+class ControlMatch(TypedDict):
+    """How alike the concept words and their control words are; the gaps are of any emotion."""
+
+    language: Language
+    n_control_words: int  # different ones; most serve several emotions
+    concept_length: float  # characters
+    control_length: float
+    largest_length_gap: float
+    concept_zipf: float  # log10 of occurrences per billion words
+    control_zipf: float
+    largest_zipf_gap: float
+
+
 class Features(TypedDict):
     """How latents were selected, and which."""
 
     rule: dict[str, float | int | str]  # threshold → value, as configured
     words_per_category: dict[str, float]  # language → mean size of its concept-sets
+    control_words: list[ControlMatch]
+    passing: list[Passing]
     categories: list[CategoryFeatures]
 
 
@@ -156,6 +183,21 @@ class Rating(TypedDict):
     ci_high: float
     r2: float
     null: Null | None
+
+
+class FewLatents(TypedDict):
+    """Ratings predicted from the few latents that correlate most with the training words' ratings.
+
+    The fairest contest of two dictionaries: it does not depend on the concept-sets.
+    """
+
+    language: Language
+    target: Target
+    dictionary: Literal["trained", "untrained"]
+    n_latents: int
+    r: float
+    ci_low: float
+    ci_high: float
 
 
 class Difference(TypedDict):
@@ -189,7 +231,7 @@ class ComponentCorrelation(TypedDict):
     r: float
     ci_low: float
     ci_high: float
-    p: float  # permutation of the categories
+    p: float  # permutation of the categories; of the largest |r| of all components
 
 
 class Recovered(TypedDict):
@@ -219,6 +261,14 @@ class Space(TypedDict):
     rdm_measure: str  # "1 − Pearson r"
 
 
+class GeometryControl(TypedDict):
+    """The agreement of the two languages' dissimilarity matrices in another form of the words."""
+
+    of: Literal["dense", "untrained"]  # the residual stream; as many untrained latents
+    rdm_spearman: Estimate
+    rdm_p: float
+
+
 class CrossLanguage(TypedDict):
     """How far the two languages' emotion spaces agree."""
 
@@ -227,7 +277,8 @@ class CrossLanguage(TypedDict):
     jaccard_mean: float  # shared latents over the union, mean over the categories
     jaccard_null: float  # the same with one language's categories shuffled
     jaccard_p: float
-    n_shared: int  # latents in both spaces
+    n_shared: int  # latents that are in both spaces, be it for different emotions
+    controls: list[GeometryControl]
 
 
 class Prompt(TypedDict):
@@ -327,6 +378,7 @@ class Results(TypedDict):
     sae: Sae
     features: Features
     ratings: list[Rating]
+    few_latents: list[FewLatents]
     differences: list[Difference]
     scatters: list[Scatter]
     spaces: list[Space]

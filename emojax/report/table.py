@@ -25,8 +25,23 @@ _METHODS = {
 
 def markdown(results: Results) -> str:
     """Ratings, dictionary, steering and bars as Markdown tables."""
-    blocks = [_ratings(results), _dictionary(results), _steering(results), _bars(results)]
+    blocks = [
+        _verdict(results),
+        _ratings(results),
+        _few_latents(results),
+        _controls(results),
+        _dictionary(results),
+        _steering(results),
+        _bars(results),
+    ]
     return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _verdict(results: Results) -> Iterator[str]:
+    """How many bars were met, and the names of those that were not."""
+    missed = [bar["name"] for bar in results["bars"] if bar["met"] is False]
+    met = sum(bar["met"] is True for bar in results["bars"])
+    yield f"**{met} of {len(results['bars'])} bars met**; missed: {', '.join(missed) or 'none'}."
 
 
 def _ratings(results: Results) -> Iterator[str]:
@@ -47,6 +62,47 @@ def _ratings(results: Results) -> Iterator[str]:
         yield f"| {title} | " + " | ".join(cells) + " |"
 
 
+def _few_latents(results: Results) -> Iterator[str]:
+    """The two dictionaries at equal numbers of latents."""
+    found = {
+        (x["language"], x["target"], x["dictionary"], x["n_latents"]): x["r"]
+        for x in results["few_latents"]
+    }
+    counts = sorted({key[3] for key in found})
+    columns = list(dict.fromkeys((language, target) for language, target, _, _ in found))
+    yield (
+        "| r from the best few latents, trained / untrained | "
+        + " | ".join(f"{_LANGUAGES[language]} {target}" for language, target in columns)
+        + " |"
+    )
+    yield "|---|" + "---|" * len(columns)
+    for count in counts:
+        pairs = [
+            " / ".join(f"{found[*column, name, count]:.2f}" for name in ("trained", "untrained"))
+            for column in columns
+        ]
+        yield f"| {count} | " + " | ".join(pairs) + " |"
+
+
+def _controls(results: Results) -> Iterator[str]:
+    """What the selection finds where there is little, and the geometry of other forms."""
+    yield "| latents that pass the selection | trained | untrained | words dealt at random |"
+    yield "|---|---|---|---|"
+    for x in results["features"]["passing"]:
+        yield (
+            f"| {_LANGUAGES[x['language']]} | {x['trained']} | {x['untrained']} | {x['shuffled']} |"
+        )
+    cross = results["cross_language"]
+    if cross is not None:
+        forms = {"dense": "dense residual stream", "untrained": "as many untrained latents"}
+        yield ""
+        yield "| agreement of the two languages' dissimilarities, Spearman's ρ [95 % CI] | |"
+        yield "|---|---|"
+        yield f"| emotion features | {_estimate(cross['rdm_spearman'], '.3f')} |"
+        for x in cross["controls"]:
+            yield f"| {forms[x['of']]} | {_estimate(x['rdm_spearman'], '.3f')} |"
+
+
 def _dictionary(results: Results) -> Iterator[str]:
     sae = results["sae"]
     yield "| dictionary, held-out text | trained | untrained |"
@@ -56,7 +112,8 @@ def _dictionary(results: Results) -> Iterator[str]:
         "variance unexplained, without massive-norm tokens": ("fvu", ".3f"),
         "variance unexplained, all tokens": ("fvu_all", ".4f"),
         "dead latents": ("dead_share", ".1%"),
-        "loss recovered when spliced in": ("loss_recovered", ".3f"),
+        "loss recovered when spliced in (0: the site set to zero)": ("loss_recovered", ".3f"),
+        "loss recovered (0: the site set to its mean)": ("loss_recovered_from_mean", ".3f"),
     }
     for title, (name, form) in rows.items():
         values = [sae["trained"][name], sae["untrained"][name]]  # type: ignore[literal-required]

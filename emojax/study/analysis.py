@@ -5,12 +5,13 @@ Everything here is statistics on arrays; the model was run in `words`.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from emojax.emotion import features, ratings, space
+from emojax.emotion import concepts, controls, features, ratings, space
 from emojax.emotion.concepts import CATEGORIES, ConceptSet
 from emojax.emotion.controls import Controls
 from emojax.emotion.features import EmotionFeatures, Selection
@@ -21,6 +22,7 @@ from emojax.study.settings import Study
 LANGUAGES: tuple[schema.Language, ...] = ("en", "zh")
 TARGETS: tuple[schema.Target, ...] = ("valence", "arousal")
 _SHOWN = 8  # top words and components in the report
+_FEW = (1, 10, 50, 200)  # latents
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,25 +49,65 @@ class Material:
     rated: Coded
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Null:
+    """What the rule that finds emotion features finds where there should be few, in one language.
+
+    Attributes:
+      untrained: by the untrained dictionary.
+      shuffled: by the trained one, with the concept words dealt to the emotions at random.
+    """
+
+    untrained: Selection
+    shuffled: Selection
+
+
 def select(study: Study, material: Mapping[schema.Language, Material]) -> EmotionFeatures:
     """The emotion features of both languages.
 
     Raises:
       UserError: an emotion has too few.
     """
-    chosen = {
+    chosen = select_each(study, material)
+    return features.combine(chosen["en"], chosen["zh"])
+
+
+def select_each(
+    study: Study, material: Mapping[schema.Language, Material]
+) -> dict[schema.Language, Selection]:
+    """Every latent tested for every emotion in each language, however few pass."""
+    return {
         language: features.select(
             m.concepts, m.concept.trained, m.controls, m.control.trained, study.thresholds
         )
         for language, m in material.items()
     }
-    return features.combine(chosen["en"], chosen["zh"])
+
+
+def nulls(
+    study: Study, material: Mapping[schema.Language, Material]
+) -> dict[schema.Language, Null]:
+    """The same selection where it should find little."""
+
+    def of(m: Material) -> Null:
+        shuffled = concepts.shuffled(m.concepts, study.seed)
+        rest = (m.controls, m.control.trained, study.thresholds)
+        return Null(
+            untrained=features.select(
+                m.concepts, m.concept.untrained, m.controls, m.control.untrained, study.thresholds
+            ),
+            shuffled=features.select(shuffled, m.concept.trained, *rest),
+        )
+
+    return {language: of(m) for language, m in material.items()}
 
 
 def feature_table(
-    found: EmotionFeatures, material: Mapping[schema.Language, Material]
+    found: EmotionFeatures,
+    null: Mapping[schema.Language, Null],
+    material: Mapping[schema.Language, Material],
 ) -> schema.Features:
-    """Every emotion's latents with their statistics and strongest words."""
+    """Every emotion's latents with their statistics and strongest words; what chance selects."""
     selections = {"en": found.english, "zh": found.chinese}
     tops = {language: _top_words(m) for language, m in material.items()}
 
@@ -92,6 +134,16 @@ def feature_table(
             str(language): len(m.concepts.words) / len(CATEGORIES)
             for language, m in material.items()
         },
+        control_words=[_match(language, m) for language, m in material.items()],
+        passing=[
+            schema.Passing(
+                language=language,
+                trained=_passing(selections[language]),
+                untrained=_passing(null[language].untrained),
+                shuffled=_passing(null[language].shuffled),
+            )
+            for language in material
+        ],
         categories=[
             schema.CategoryFeatures(
                 emotion=category,
@@ -102,6 +154,24 @@ def feature_table(
             )
             for index, category in enumerate(CATEGORIES)
         ],
+    )
+
+
+def _passing(selection: Selection) -> int:
+    return len(np.unique(np.concatenate(selection.lists)))
+
+
+def _match(language: schema.Language, m: Material) -> schema.ControlMatch:
+    found = controls.match(m.concepts, m.controls)
+    return schema.ControlMatch(
+        language=language,
+        n_control_words=len(m.controls.words),
+        concept_length=found["concept length"],
+        control_length=found["control length"],
+        largest_length_gap=found["largest length gap"],
+        concept_zipf=found["concept zipf"],
+        control_zipf=found["control zipf"],
+        largest_zipf_gap=found["largest zipf gap"],
     )
 
 
@@ -153,29 +223,81 @@ def spaces(
 
 
 def across(
-    study: Study, found: EmotionFeatures, material: Mapping[schema.Language, Material]
+    study: Study,
+    found: EmotionFeatures,
+    null: Mapping[schema.Language, Null],
+    material: Mapping[schema.Language, Material],
 ) -> schema.CrossLanguage:
     """How far the two languages' spaces agree: in geometry, and latent by latent."""
-    english, chinese = (
-        (material[language].concepts, material[language].concept.trained, found.space(language))
-        for language in LANGUAGES
-    )
-    rho = space.rdm_correlation(english, chinese, study.permutations, study.bootstraps, study.seed)
-    jaccard, null = _overlap(
+
+    def agreement(form: str, latents: Mapping[schema.Language, np.ndarray]) -> space.Correlation:
+        english, chinese = (
+            (material[x].concepts, getattr(material[x].concept, form), latents[x])
+            for x in LANGUAGES
+        )
+        sampling = (study.permutations, study.bootstraps, study.seed)
+        return space.rdm_correlation(english, chinese, *sampling)
+
+    rho = agreement("trained", {x: found.space(x) for x in LANGUAGES})
+    untrained = {x: features.ranked(null[x].untrained, len(found.space(x))) for x in LANGUAGES}
+    width = material["en"].concept.dense.shape[1]
+    others: dict[Literal["dense", "untrained"], space.Correlation] = {
+        "dense": agreement("dense", dict.fromkeys(LANGUAGES, np.arange(width))),
+        "untrained": agreement("untrained", untrained),
+    }
+    jaccard, by_chance = _overlap(
         found.english.lists, found.chinese.lists, study.permutations, study.seed
     )
     return schema.CrossLanguage(
         rdm_spearman=schema.Estimate(value=rho.r, ci_low=rho.low, ci_high=rho.high),
         rdm_p=rho.p,
         jaccard_mean=jaccard,
-        jaccard_null=float(null.mean()),
-        jaccard_p=float((1 + (null >= jaccard - 1e-12).sum()) / (1 + len(null))),
+        jaccard_null=float(by_chance.mean()),
+        jaccard_p=float((1 + (by_chance >= jaccard - 1e-12).sum()) / (1 + len(by_chance))),
         n_shared=len(np.intersect1d(found.space("en"), found.space("zh"))),
+        controls=[
+            schema.GeometryControl(
+                of=form,
+                rdm_spearman=schema.Estimate(value=c.r, ci_low=c.low, ci_high=c.high),
+                rdm_p=c.p,
+            )
+            for form, c in others.items()
+        ],
     )
 
 
+def few_latents(
+    study: Study, material: Mapping[schema.Language, Material]
+) -> list[schema.FewLatents]:
+    """Ratings predicted from the best few latents of each dictionary, chosen in training folds."""
+    dictionaries: tuple[Literal["trained", "untrained"], ...] = ("trained", "untrained")
+    found = []
+    for language, m in material.items():
+        for dictionary in tqdm(dictionaries, f"few latents, {language}", unit="set"):
+            codes = getattr(m.rated, dictionary)
+            counts = tuple(count for count in _FEW if count <= codes.shape[1])
+            scores = ratings.best_latents(codes, m.tested, counts, study.folds, study.seed)
+            found += [
+                schema.FewLatents(
+                    language=language,
+                    target=target,
+                    dictionary=dictionary,
+                    n_latents=count,
+                    r=scores[count][target].r,
+                    ci_low=scores[count][target].low,
+                    ci_high=scores[count][target].high,
+                )
+                for count in counts
+                for target in TARGETS
+            ]
+    return found
+
+
 def compare(
-    study: Study, found: EmotionFeatures, material: Mapping[schema.Language, Material]
+    study: Study,
+    found: EmotionFeatures,
+    null: Mapping[schema.Language, Null],
+    material: Mapping[schema.Language, Material],
 ) -> tuple[list[schema.Rating], list[schema.Scatter], list[schema.Difference]]:
     """Predicts human ratings from the features and from every baseline, on the same folds."""
     rated: list[schema.Rating] = []
@@ -183,7 +305,7 @@ def compare(
     differences: list[schema.Difference] = []
     for language in LANGUAGES:
         m = material[language]
-        sets, outside = _feature_sets(study, found, material, language)
+        sets, outside = _feature_sets(study, found, null, material, language)
         scores: dict[str, dict[str, ratings.Score]] = {}
         for name, x in tqdm({**sets, **outside}.items(), f"ratings, {language}", unit="set"):
             count = study.null_permutations if name == "space" else 0
@@ -217,7 +339,7 @@ def compare(
                 "dense",
                 "transfer",
             ):
-                gap = ratings.difference(mine["space"], mine[name], human, study.seed)
+                gap = ratings.difference(mine["space"], mine[name], m.tested, target, study.seed)
                 differences.append(
                     schema.Difference(
                         language=language,
@@ -235,20 +357,19 @@ def compare(
 def _feature_sets(
     study: Study,
     found: EmotionFeatures,
+    null: Mapping[schema.Language, Null],
     material: Mapping[schema.Language, Material],
     language: schema.Language,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What the regression sees, by name; and the draws from outside the space."""
     m = material[language]
     inside = found.space(language)
-    control = features.select(
-        m.concepts, m.concept.untrained, m.controls, m.control.untrained, study.thresholds
-    )
+    untrained = features.ranked(null[language].untrained, len(inside))
     sets = {
         "space": m.rated.trained[:, inside],
         "intersection": m.rated.trained[:, found.space("shared")],
         "all_latents": m.rated.trained,
-        "untrained": m.rated.untrained[:, features.ranked(control, len(inside))],
+        "untrained": m.rated.untrained[:, untrained],
         "dense": m.rated.dense,
         "length": ratings.surface(m.tested, m.rated.n_tokens),
     }
@@ -336,11 +457,3 @@ def _overlap(
     order = np.arange(len(table))
     null = [table[order, rng.permutation(order)].mean() for _ in range(permutations)]
     return float(np.trace(table) / len(table)), np.array(null)
-
-
-def pool(selection: Selection) -> dict[str, dict[int, float]]:
-    """Each emotion's latents with their coverage: how much of the concept-set they stand for."""
-    return {
-        category: {int(j): float(selection.coverage[index, j]) for j in selection.lists[index]}
-        for index, category in enumerate(CATEGORIES)
-    }

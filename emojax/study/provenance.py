@@ -101,13 +101,18 @@ def _name(trained: Artefact) -> str:
 
 def _metrics(trained: Artefact, which: str) -> schema.SaeMetrics:
     measured = trained.evaluation[which]
-    recovered = [part["recovered"][which] for part in trained.evaluation["loss"].values()]
+    losses = trained.evaluation["loss"].values()
+
+    def recovered(name: str) -> float | None:
+        return float(np.mean([part[name][which] for part in losses])) if losses else None
+
     return schema.SaeMetrics(
         l0=measured["l0"],
         fvu=measured["fvu"]["raw"]["without_massive"],
         fvu_all=measured["fvu"]["raw"]["all"],
         dead_share=measured["dead_share"],
-        loss_recovered=float(np.mean(recovered)) if recovered else None,
+        loss_recovered=recovered("recovered"),
+        loss_recovered_from_mean=recovered("recovered_from_mean"),
         n_tokens=measured["tokens"],
     )
 

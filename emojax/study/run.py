@@ -46,16 +46,17 @@ def study(settings: Study, output: Path, command: str) -> Results:
         trained = artefact.load(settings.sae, lm)
     with _stage("read words", seconds):
         material = {
-            language: _read(settings, lm, trained, language, kept)
-            for language in analysis.LANGUAGES
+            language: read(settings, lm, trained, language, kept) for language in analysis.LANGUAGES
         }
     with _stage("select features", seconds):
         found = analysis.select(settings, material)
+        null = analysis.nulls(settings, material)
     with _stage("emotion spaces", seconds):
         drawn = analysis.spaces(settings, found, material)
-        cross = analysis.across(settings, found, material)
+        cross = analysis.across(settings, found, null, material)
     with _stage("predict ratings", seconds):
-        rated, scatters, differences = analysis.compare(settings, found, material)
+        rated, scatters, differences = analysis.compare(settings, found, null, material)
+        few = analysis.few_latents(settings, material)
     with _stage("steer", seconds):
         steered = steering.steer(settings, lm, trained, found, material, kept)
 
@@ -64,8 +65,9 @@ def study(settings: Study, output: Path, command: str) -> Results:
         run=provenance.run(settings, lm, trained, material, command, started, seconds),
         model=provenance.model(lm, trained),
         sae=provenance.sae(trained),
-        features=analysis.feature_table(found, material),
+        features=analysis.feature_table(found, null, material),
         ratings=rated,
+        few_latents=few,
         differences=differences,
         scatters=scatters,
         spaces=drawn,
@@ -89,15 +91,37 @@ def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - begun, 2)
 
 
-def _read(
-    settings: Study, lm: LanguageModel, trained: Artefact, language: schema.Language, kept: Path
+def read(
+    settings: Study,
+    lm: LanguageModel,
+    trained: Artefact,
+    language: schema.Language,
+    kept: Path,
+    *,
+    development: bool = False,
 ) -> Material:
-    """Puts one language's concept, control and rated words before the model."""
+    """Puts one language's concept, control and rated words before the model.
+
+    Args:
+      settings: which words, and how they are read.
+      lm: the language model.
+      trained: the dictionary.
+      language: "en" or "zh".
+      kept: where residuals are kept.
+      development: take, instead of the words on which ratings are predicted, rated words that are
+        neither among them nor kin to them: for choices that no result may be made of.
+
+    Raises:
+      UserError: a norm cannot be read, a word not represented, or `kept` not written.
+    """
     chosen = concepts.load(language)
     matched = controls.choose(chosen, settings.seed)
     norm = _norms(language)
     aside = [*chosen.words, *matched.words]
-    tested = norms.for_test(norm, aside, settings.reading.words_per_language, settings.seed)
+    count = settings.reading.words_per_language
+    tested = norms.for_test(norm, aside, count, settings.seed)
+    if development:
+        tested = norms.for_test(norm, [*aside, *tested.words], count, settings.seed)
     templates = {"en": settings.reading.templates_en, "zh": settings.reading.templates_zh}
     place = Tap(trained.sae.config.layer, trained.sae.config.site)
     everything = list(dict.fromkeys([*aside, *tested.words]))

@@ -42,6 +42,6 @@ class Study:
     outside_draws: int = 5  # of as many latents outside the space; odd, the middle one is shown
     permutations: int = 1000  # of the categories, for p of the space
     bootstraps: int = 300  # of the concept words, for intervals of the space
-    null_permutations: int = 20  # of the ratings; each is one more regression target
+    null_permutations: int = 199  # of the ratings; each is one more regression target
     judge: str | None = None  # folder of GoEmotions; without it no classifier judges the texts
     seed: int = 0

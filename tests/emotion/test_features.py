@@ -41,7 +41,6 @@ def test_what_all_emotions_share_belongs_to_none(found):
     assert (found.effect[:, general] == 1.0).all()  # perfect against controls
     assert abs(found.specificity[:, general].mean() - 0.5) < 0.01
     assert not any(general in listed for listed in found.lists)
-    assert (found.against_controls >= planted.PLANTED + 1).all()
 
 
 def test_null_codes_give_hardly_any_latent():

@@ -44,24 +44,34 @@ def test_noise_predicts_nothing_and_neither_do_features_of_permuted_ratings(scor
 def test_differences_are_paired(scored):
     norms, scores = scored
     better = ratings.difference(
-        scores["signal"]["valence"], scores["noise"]["valence"], norms.valence, 0
+        scores["signal"]["valence"], scores["noise"]["valence"], norms, "valence", 0
     )
     assert better.low > 0.6
     assert better.r == scores["signal"]["valence"].r - scores["noise"]["valence"].r
     none = ratings.difference(
-        scores["signal"]["valence"], scores["signal"]["valence"], norms.valence, 0
+        scores["signal"]["valence"], scores["signal"]["valence"], norms, "valence", 0
     )
     assert (none.r, none.low, none.high) == (0, 0, 0)
 
 
 def test_the_interval_covers_as_often_as_it_says(monkeypatch):
+    # Words come in groups of four kin that share most of what they are.
     monkeypatch.setattr(ratings, "BOOTSTRAPS", 300)
     rng = np.random.default_rng(0)
+    stems = ["".join(chr(97 + (i // 26**j) % 26) * 2 for j in range(3)) for i in range(50)]
+    words = tuple(stem + ending for stem in stems for ending in ("", "s", "ing", "ness"))
+    norms = dataclasses.replace(planted.rated_words(0)[1].take(np.arange(200)), words=words)
+    group = kinship.groups(words, "en")
+    assert len(np.unique(group)) == 50
+
+    def kin_noise() -> np.ndarray:
+        return 0.8 * rng.normal(size=50)[group] + 0.6 * rng.normal(size=200)
+
     covered = 0
     for seed in range(60):
-        a = rng.normal(size=200)
-        b = 0.6 * a + 0.8 * rng.normal(size=200)
-        draws = ratings._resampled(a, b[None], seed)[0]
+        a = kin_noise()
+        b = 0.6 * a + 0.8 * kin_noise()
+        draws = ratings._resampled(a, b[None], norms, seed)[0]
         low, high = np.percentile(draws, [2.5, 97.5])
         covered += low <= 0.6 <= high
     assert covered >= 51

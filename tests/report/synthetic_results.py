@@ -191,6 +191,7 @@ def make(seed: int = 0) -> Results:
         "fvu_all": 0.03,
         "dead_share": 0.005,
         "loss_recovered": 0.96,
+        "loss_recovered_from_mean": 0.93,
         "n_tokens": 20_000,
     }
     found: Results = {
@@ -239,14 +240,52 @@ def make(seed: int = 0) -> Results:
             "training_tokens": 16_600_000,
             "fingerprint": "cd" * 32,
             "trained": {**metrics},
-            "untrained": {**metrics, "fvu": 0.64, "fvu_all": 0.4, "loss_recovered": -2.5},
+            "untrained": {
+                **metrics,
+                "fvu": 0.64,
+                "fvu_all": 0.4,
+                "loss_recovered": -2.5,
+                "loss_recovered_from_mean": None,
+            },
         },
         "features": {
             "rule": {"q": 0.05, "min_effect": 0.8, "min_coverage": 0.2, "max_density": 0.05},
             "words_per_category": {"en": 20.0, "zh": 20.0},
+            "control_words": [
+                {
+                    "language": language,
+                    "n_control_words": 600,
+                    "concept_length": 7.1,
+                    "control_length": 7.1,
+                    "largest_length_gap": 0.0,
+                    "concept_zipf": 3.8,
+                    "control_zipf": 3.8,
+                    "largest_zipf_gap": 0.12,
+                }
+                for language in ("en", "zh")
+            ],
+            "passing": [
+                {"language": language, "trained": 140, "untrained": 60, "shuffled": 2}
+                for language in ("en", "zh")
+            ],
             "categories": categories,
         },
         "ratings": ratings,
+        "few_latents": [
+            {
+                "language": language,
+                "target": target,
+                "dictionary": dictionary,
+                "n_latents": count,
+                "r": 0.5,
+                "ci_low": 0.4,
+                "ci_high": 0.6,
+            }
+            for language in ("en", "zh")
+            for target in ("valence", "arousal")
+            for dictionary in ("trained", "untrained")
+            for count in (1, 10)
+        ],
         "differences": [
             {
                 "language": language,
@@ -269,6 +308,10 @@ def make(seed: int = 0) -> Results:
             "jaccard_null": 0.05,
             "jaccard_p": 0.0001,
             "n_shared": 70,
+            "controls": [
+                {"of": of, "rdm_spearman": estimate(0.2, 0.6), "rdm_p": 0.01}
+                for of in ("dense", "untrained")
+            ],
         },
         "steering": {
             "layer": 9,

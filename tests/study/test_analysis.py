@@ -29,6 +29,11 @@ def found(both):
     return analysis.select(STUDY, both)
 
 
+@pytest.fixture(scope="module")
+def null(both):
+    return analysis.nulls(STUDY, both)
+
+
 def test_planted_latents_are_found_and_few_others(found):
     for category in range(len(CATEGORIES)):
         planted = set(range(PLANTED * category, PLANTED * (category + 1)))
@@ -38,28 +43,37 @@ def test_planted_latents_are_found_and_few_others(found):
         assert planted <= set(found.shared[category].tolist())
 
 
-def test_the_feature_table_names_the_words_that_light_a_latent(found, both):
-    table = analysis.feature_table(found, both)
+def test_the_feature_table_names_the_words_that_light_a_latent(found, null, both):
+    table = analysis.feature_table(found, null, both)
     schema._check(table, schema.Features, "features")
     anger = table["categories"][CATEGORIES.index("anger")]
     assert anger["emotion"] == "anger"
     assert set(anger["en"][0]["top_words"]) <= set(both["en"].concepts.of("anger"))
+    for passing, match in zip(table["passing"], table["control_words"], strict=True):
+        assert passing["language"] == match["language"]
+        assert passing["trained"] >= PLANTED * len(CATEGORIES)
+        # Neither a dictionary of noise nor words dealt at random have emotions.
+        assert max(passing["untrained"], passing["shuffled"]) <= 3
+        assert match["largest_length_gap"] < 1
 
 
-def test_spaces_and_their_agreement_have_the_schema(found, both):
+def test_spaces_and_their_agreement_have_the_schema(found, null, both):
     spaces = analysis.spaces(STUDY, found, both)
     for space in spaces:
         schema._check(space, schema.Space, "space")
         assert space["n_latents"] >= PLANTED * len(CATEGORIES)
-    across = analysis.across(STUDY, found, both)
+    across = analysis.across(STUDY, found, null, both)
     schema._check(across, schema.CrossLanguage, "cross")
     # The same latents were planted in both languages, so shuffling categories loses them all.
     assert across["jaccard_mean"] > 0.7 > across["jaccard_null"]
     assert across["jaccard_p"] == pytest.approx(1 / 21)
+    assert [control["of"] for control in across["controls"]] == ["dense", "untrained"]
+    for control in across["controls"]:  # nothing was planted there
+        assert abs(control["rdm_spearman"]["value"]) < 0.3
 
 
-def test_ratings_come_from_the_space_and_from_nothing_else(found, both):
-    rated, scatters, differences = analysis.compare(STUDY, found, both)
+def test_ratings_come_from_the_space_and_from_nothing_else(found, null, both):
+    rated, scatters, differences = analysis.compare(STUDY, found, null, both)
     r = {(x["language"], x["target"], x["feature_set"]): x["r"] for x in rated}
     for language in ("en", "zh"):
         for target in ("valence", "arousal"):
@@ -74,6 +88,16 @@ def test_ratings_come_from_the_space_and_from_nothing_else(found, both):
         assert difference["ci_low"] - 1e-9 <= difference["r"] <= difference["ci_high"] + 1e-9
     scatter = scatters[0]
     assert len(scatter["words"]) == len(scatter["human"]) == len(scatter["predicted"])
+
+
+def test_few_latents_are_enough_where_they_hold_the_ratings(both):
+    few = analysis.few_latents(STUDY, both)
+    schema._check(few, list[schema.FewLatents], "few")
+    r = {(x["language"], x["target"], x["dictionary"], x["n_latents"]): x["r"] for x in few}
+    assert {key[3] for key in r} == {1, 10, 50}  # the dictionary has 160
+    for language in ("en", "zh"):
+        assert r[language, "valence", "trained", 1] > 0.9
+        assert abs(r[language, "valence", "untrained", 50]) < 0.35
 
 
 def test_an_emotion_without_features_is_named(both):
