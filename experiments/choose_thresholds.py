@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
             f"| {' | '.join(pairs)} | {row.mean:.3f} |",
             flush=True,
         )
-    chosen = thresholds.choose(found)
+    chosen = thresholds.choose(found, study.thresholds.features)
     print(f"\nchosen: density {chosen.density}, coverage {chosen.coverage}")
     report = {
         "words": {language: len(m.tested.words) for language, m in material.items()},

@@ -15,7 +15,6 @@ from emojax.study.settings import Study
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 COVERAGES = (0.4, 0.3, 0.2, 0.1)
-LEAST_LATENTS = 3
 WITHIN = 0.02
 
 
@@ -87,20 +86,19 @@ def rows(study: Study, material: Mapping[Language, Material]) -> Iterator[Row]:
         )
 
 
-def choose(found: Sequence[Row]) -> Row:
+def choose(found: Sequence[Row], least: int) -> Row:
     """The strictest thresholds that lose little.
 
-    Of those that leave every emotion `LEAST_LATENTS` latents in every language: the lowest density,
-    then the highest coverage, whose mean r is within `WITHIN` of the best.
+    Of those that leave every emotion `least` latents in every language: the lowest density, then
+    the highest coverage, whose mean r is within `WITHIN` of the best.
 
     Raises:
       UserError: no thresholds leave every emotion enough latents.
     """
-    fit = [row for row in found if row.fewest >= LEAST_LATENTS]
+    fit = [row for row in found if row.fewest >= least]
     if not fit:
         raise UserError(
-            f"No thresholds leave every emotion {LEAST_LATENTS} latents; take another layer or "
-            "dictionary."
+            f"No thresholds leave every emotion {least} latents; take another layer or dictionary."
         )
     best = max(row.mean for row in fit)
     near = [row for row in fit if row.mean >= best - WITHIN]

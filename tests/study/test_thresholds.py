@@ -11,20 +11,20 @@ from emojax.study.thresholds import Row
 ROW = Row(0.1, 0.2, (100, 100), 4, (0.7, 0.6), (0.4, 0.3), (0.5, 0.5), (0.3, 0.3), 0.5)
 
 
-def row(density: float, coverage: float, mean: float, fewest: int = 3) -> Row:
+def row(density: float, coverage: float, mean: float, fewest: int = 1) -> Row:
     return dataclasses.replace(ROW, density=density, coverage=coverage, mean=mean, fewest=fewest)
 
 
 def test_the_strictest_of_those_near_the_best_is_chosen():
     rows = [row(0.1, 0.2, 0.5), row(0.2, 0.2, 0.59), row(0.2, 0.4, 0.585), row(1.0, 0.1, 0.6)]
-    assert thresholds.choose(rows) == rows[2]
+    assert thresholds.choose(rows, 1) == rows[2]
 
 
 def test_what_leaves_an_emotion_bare_is_not_chosen():
-    rows = [row(0.1, 0.2, 0.9, fewest=2), row(0.5, 0.2, 0.5)]
-    assert thresholds.choose(rows) == rows[1]
-    with pytest.raises(UserError, match="No thresholds leave every emotion 3 latents"):
-        thresholds.choose(rows[:1])
+    rows = [row(0.1, 0.2, 0.9, fewest=0), row(0.5, 0.2, 0.5)]
+    assert thresholds.choose(rows, 1) == rows[1]
+    with pytest.raises(UserError, match="No thresholds leave every emotion 1 latents"):
+        thresholds.choose(rows[:1], 1)
 
 
 def test_planted_latents_pass_every_threshold_and_noise_none(monkeypatch):
