@@ -57,7 +57,7 @@ def study(settings: Study, output: Path, command: str) -> Results:
     with _stage("predict ratings", seconds):
         rated, scatters, differences = analysis.compare(settings, found, material)
     with _stage("steer", seconds):
-        steered = steering.steer(settings, lm, trained, found, material, kept)
+        steered = steering.steer(settings, lm, trained, found, material, output)
 
     results = Results(
         schema=schema.SCHEMA,
