@@ -73,7 +73,9 @@ class SteeringVector:
                 f"The steering vector for {self.emotion} is {problem}; "
                 "check the latents and activations that it was made from."
             )
-        unit = (np.asarray(self.direction, np.float64) / norm).astype(np.float32)
+        # A direction of norm 1 stays as it is, bit for bit: a saved one keeps its fingerprint.
+        scale = 1 if abs(norm - 1) < 1e-6 else norm
+        unit = (np.asarray(self.direction, np.float64) / scale).astype(np.float32)
         unit.flags.writeable = False
         object.__setattr__(self, "direction", unit)
 

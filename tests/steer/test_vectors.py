@@ -94,10 +94,19 @@ def test_random_directions_depend_on_the_seed_alone():
     assert abs(one[0].direction @ one[1].direction) < 0.5
 
 
-def test_saved_vectors_come_back_as_they_were(tmp_path):
-    saved = vectors.from_latents(
-        np.eye(D_MODEL, dtype=np.float32), {"joy": {0: 1.0, 3: 0.5}, "fear": {1: 2.0}}, **place()
-    )
+@pytest.mark.parametrize(
+    "saved",
+    [
+        vectors.from_latents(
+            np.eye(D_MODEL, dtype=np.float32),
+            {"joy": {0: 1.0, 3: 0.5}, "fear": {1: 2.0}},
+            **place(),
+        ),
+        vectors.random_directions([f"emotion {i}" for i in range(50)], 640, 3, "resid_post", 0),
+    ],
+    ids=["latents", "random"],
+)
+def test_saved_vectors_come_back_as_they_were(tmp_path, saved):
     vectors.save(saved, tmp_path / "new folder" / "joy.safetensors")
     loaded = vectors.load(tmp_path / "new folder" / "joy.safetensors")
     assert [(v.emotion, v.source, v.fingerprint) for v in loaded] == [
