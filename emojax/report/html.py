@@ -82,6 +82,7 @@ def build(results: Results) -> str:
         strongest=strongest_words,
         texts=_texts(results["steering"]),
         outcomes=_outcomes(results["steering"]),
+        covered=_covered(results["steering"]),
         marked=marked,
     )
 
@@ -172,22 +173,27 @@ def _rating(ratings: Sequence[Rating], scatter: Scatter) -> Rating:
 
 
 def _texts(steering: Steering | None) -> list[dict[str, Any]]:
-    """Per pair of an English and a Chinese prompt: the unsteered text and each emotion's."""
+    """Per pair of an English and a Chinese prompt: the unsteered texts and each emotion's."""
     if steering is None:
         return []
     numbers = {
         language: [i for i, p in enumerate(steering["prompts"]) if p["language"] == language]
         for language in ("en", "zh")
     }
-    found: dict[tuple[int, str | None], Continuation] = {}
+    found: dict[tuple[int, str | None], list[Continuation]] = {}
     for row in steering["rows"]:
         if row["method"] in ("sae", "none"):
-            found.setdefault((row["prompt"], row["emotion"]), row)
+            found.setdefault((row["prompt"], row["emotion"]), []).append(row)
     emotions = [None, *(vector["emotion"] for vector in steering["vectors"])]
     blocks = []
     for pair in itertools.zip_longest(numbers["en"], numbers["zh"]):
         indices = [index for index in pair if index is not None]
-        rows = [(e, [found.get((index, e)) for index in indices]) for e in emotions]
+        texts = {
+            e: list(itertools.zip_longest(*(found.get((i, e), []) for i in indices)))
+            for e in emotions
+        }
+        rows = [(e, texts[e][0]) for e in emotions if texts[e]]
+        rows += [(None, further) for further in texts[None][1:]]
         blocks.append({"prompts": [steering["prompts"][i] for i in indices], "rows": rows})
     return blocks
 
@@ -214,6 +220,31 @@ def _outcomes(steering: Steering | None) -> list[dict[str, Any]]:
             }
         )
     return outcomes
+
+
+def _covered(steering: Steering | None) -> list[tuple[str, list[str]]]:
+    """What the summary's intervals cover, with the measures that it holds for."""
+    names = {
+        "emotion_word": "words",
+        "emotion_word_gain": "more than unsteered",
+        "judged_intended": "judged",
+        "perplexity_ratio": "perplexity ratio",
+        "distinct_2": "distinct bigrams",
+        "repetition": "repetition",
+        "language_switch": "other script",
+    }
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in steering["summary"] if steering else []:
+        texts = "unsteered texts" if row["method"] == "none" else "steered texts"
+        for name, shown in names.items():
+            estimate = row[name]  # type: ignore[literal-required]
+            if estimate is not None and estimate["covers"]:
+                measures = found.setdefault(estimate["covers"], {}).setdefault(texts, [])
+                measures += [] if shown in measures else [shown]
+    return [
+        (covers, [f"{', '.join(m)} of {texts}" for texts, m in by.items()])
+        for covers, by in found.items()
+    ]
 
 
 def _share(answers: Iterable[object]) -> float | None:

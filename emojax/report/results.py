@@ -305,7 +305,8 @@ class Continuation(TypedDict):
     emotion: str | None  # None when unsteered; otherwise the intended emotion
     text: str  # without the prompt
     perplexity: float | None  # of the text after its prompt, under the unsteered model
-    perplexity_ratio: float | None  # over that of the unsteered text of the same prompt
+    # Over the geometric mean of those of the same prompt's unsteered texts.
+    perplexity_ratio: float | None
     distinct_2: float  # distinct bigrams over bigrams
     repetition: float  # share of 4-grams seen before in the same text
     emotion_words: list[str] | None  # words of the intended emotion's concept-set in the text
@@ -314,20 +315,28 @@ class Continuation(TypedDict):
     judged_intended: bool | None
 
 
+class SteeringEstimate(Estimate):
+    """A mean over texts."""
+
+    covers: str  # what the interval resampled, in words; empty where there is none
+
+
 class SteeringSummary(TypedDict):
     """The continuations of one method in one language, averaged; bootstrap intervals."""
 
     language: Language
     method: Method
     n_texts: int
-    perplexity_ratio: Estimate  # geometric mean
-    distinct_2: Estimate
-    repetition: Estimate
+    perplexity_ratio: SteeringEstimate  # geometric mean; 1 by definition when unsteered
+    distinct_2: SteeringEstimate
+    repetition: SteeringEstimate
     # Share with a word of the intended emotion's concept-set. Unsteered texts are scored against
     # every emotion: the rate that steering has to beat.
-    emotion_word: Estimate | None
-    language_switch: Estimate | None
-    judged_intended: Estimate | None
+    emotion_word: SteeringEstimate | None
+    # That share minus the unsteered texts' of the same prompts; None for those.
+    emotion_word_gain: SteeringEstimate | None
+    language_switch: SteeringEstimate | None
+    judged_intended: SteeringEstimate | None
 
 
 class Judge(TypedDict):

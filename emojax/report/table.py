@@ -125,12 +125,16 @@ def _steering(results: Results) -> Iterator[str]:
     steering = results["steering"]
     if steering is None:
         return
-    yield "| text | with a word of the intended emotion | perplexity ratio | repeated 4-grams |"
-    yield "|---|---|---|---|"
+    yield (
+        "| text | with a word of the intended emotion | more than unsteered | perplexity ratio "
+        "| repeated 4-grams |"
+    )
+    yield "|---|---|---|---|---|"
     for row in steering["summary"]:
         title = f"{_LANGUAGES[row['language']]}, {_METHODS[row['method']]}"
         cells = [
             _estimate(row["emotion_word"], ".1%"),
+            _estimate(row["emotion_word_gain"], ".1%"),
             _estimate(row["perplexity_ratio"], ".2f"),
             _estimate(row["repetition"], ".1%"),
         ]

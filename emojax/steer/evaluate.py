@@ -6,6 +6,7 @@ So fluency, repetition, emotion words and language stand side by side.
 """
 
 import dataclasses
+import functools
 import math
 import re
 import unicodedata
@@ -18,18 +19,11 @@ from emojax.errors import UserError
 from emojax.lm.batching import check_rows, pad, padded_length
 from emojax.lm.loss import next_token_loss
 from emojax.lm.model import LanguageModel
+from emojax.steer import bootstrap
+from emojax.steer.bootstrap import Estimate
 from emojax.steer.judge import Judge
 
 _CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % bootstrap interval (None with fewer than two groups to resample)."""
-
-    value: float
-    ci_low: float | None
-    ci_high: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +52,9 @@ class Continuation:
     """A text and what was measured on it; None is what does not apply or could not be measured.
 
     Attributes:
-      perplexity_ratio: over the unsteered texts of the same prompt (geometric mean).
+      perplexity_ratio: over the geometric mean of the unsteered texts of the same prompt: exp(log
+        perplexity - their mean log perplexity), so that one degenerate text among them counts as
+        one of several, and not by how small its perplexity is.
       distinct_2: distinct bigrams over bigrams, of tokens.
       repetition: share of token 4-grams that the text held before.
       emotion_words: those of the intended emotion's concept-set that the text holds.
@@ -83,7 +79,22 @@ class Continuation:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The continuations of one method in one language, averaged (the ratio geometrically)."""
+    """The continuations of one method in one language, averaged.
+
+    Attributes:
+      n_texts: how many.
+      perplexity_ratio: geometric mean over the texts of `Continuation.perplexity_ratio`; 1 by
+        definition, without interval, where nothing steers.
+      distinct_2: mean.
+      repetition: mean.
+      emotion_word: share of texts with a word of the intended emotion's concept-set. An unsteered
+        text is meant for no emotion and is scored against each in turn.
+      emotion_word_gain: that share minus the unsteered texts' of the same prompts and emotions;
+        None where nothing steers.
+      language_switch: share of the texts that have letters.
+      judged_intended: share that the judge labels as intended, unsteered texts again scored against
+        each emotion.
+    """
 
     language: str
     method: str
@@ -91,9 +102,14 @@ class Summary:
     perplexity_ratio: Estimate
     distinct_2: Estimate
     repetition: Estimate
-    emotion_word: Estimate | None
+    emotion_word: Estimate
+    emotion_word_gain: Estimate | None
     language_switch: Estimate | None
     judged_intended: Estimate | None
+
+
+# A number for one text, as a text meant for an emotion (or for none).
+_Measure = Callable[[Continuation, str | None], float | bool | None]
 
 
 def distinct_n(tokens: Sequence[int], n: int = 2) -> float:
@@ -110,8 +126,9 @@ def repetition(tokens: Sequence[int], n: int = 4) -> float:
 def words_in(text: str, words: Iterable[str], language: str) -> list[str]:
     """Those of `words` that `text` holds: as whole words in English ("en"), anywhere in Chinese."""
     text = unicodedata.normalize("NFKC", text).casefold()
-    pattern = r"\b{}\b" if language == "en" else "{}"
-    return [word for word in words if re.search(pattern.format(re.escape(word.casefold())), text)]
+    if language != "en":
+        return [word for word in words if word.casefold() in text]
+    return [word for word in words if _whole(word.casefold()).search(text)]
 
 
 def language_switch(text: str, language: str) -> bool | None:
@@ -153,25 +170,6 @@ def perplexities(
     # Entry t is the loss of token t + 1.
     spans = [losses[i, len(p) - 1 : len(rows[i]) - 1] for i, p in enumerate(prompts)]
     return [float(np.exp(span.mean())) if span.size else None for span in spans]
-
-
-def mean(values: Sequence[float | bool], groups: Sequence[object], seed: int) -> Estimate:
-    """The mean over texts, and an interval from resampling whole groups.
-
-    Texts that share an emotion (or a prompt) are not independent: resample what differs between
-    repetitions of the experiment, not single texts.
-
-    Args:
-      values: one number, or yes or no, per text.
-      groups: what each text belongs to, such as its emotion.
-      seed: of the resampling (2,000 times).
-    """
-    return _bootstrap(np.asarray(values, float), groups, seed, lambda x: x)
-
-
-def geometric_mean(values: Sequence[float], groups: Sequence[object], seed: int) -> Estimate:
-    """As `mean`, for ratios: the exponential of the mean logarithm."""
-    return _bootstrap(np.log(np.asarray(values, float)), groups, seed, math.exp)
 
 
 def measure(
@@ -237,22 +235,22 @@ def summarise(
     words: Mapping[str, Mapping[str, Sequence[str]]],
     seed: int,
 ) -> list[Summary]:
-    """Averages the texts of each language and method; bootstrap intervals over emotions.
-
-    An unsteered text was meant for no emotion, so it is scored against each in turn: that is the
-    rate which steering has to beat. Its other intervals are over prompts.
+    """Averages the texts of each language and method; intervals by `emojax.steer.bootstrap`.
 
     Args:
       rows: from `measure`, with the same `prompts` and `words`.
       prompts: (language, text) each.
       words: language → emotion → its concept-set.
       seed: of the bootstrap.
+
+    Raises:
+      UserError: no text of a language and method has a token.
     """
     cells: dict[tuple[str, str], list[Continuation]] = {}
     for row in rows:
         cells.setdefault((prompts[row.prompt][0], row.method), []).append(row)
     return [
-        _summary(language, method, cell, words[language], seed)
+        _summary(language, method, cell, cells[language, "none"], words[language], seed)
         for (language, method), cell in cells.items()
     ]
 
@@ -261,62 +259,72 @@ def _summary(
     language: str,
     method: str,
     rows: Sequence[Continuation],
+    plain: Sequence[Continuation],
     words: Mapping[str, Sequence[str]],
     seed: int,
 ) -> Summary:
-    groups = [row.prompt if row.emotion is None else row.emotion for row in rows]
+    emotions = list(words)
+    table = functools.partial(_table, prompts=list(dict.fromkeys(row.prompt for row in plain)))
 
-    def over(
-        average: Callable[..., Estimate], values: Sequence[float | bool | None]
-    ) -> Estimate | None:
-        known = [(v, group) for v, group in zip(values, groups, strict=True) if v is not None]
-        return average(*zip(*known, strict=True), seed) if known else None
+    def held(row: Continuation, emotion: str | None) -> bool:
+        return emotion is not None and bool(words_in(row.text, words[emotion], language))
 
-    if method == "none":
-        pairs = [(emotion, row) for emotion in words for row in rows]
-        emotions = [emotion for emotion, _ in pairs]
-        held = [bool(words_in(row.text, words[e], language)) for e, row in pairs]
-        emotion_word = mean(held, emotions, seed)
-        judged = None
-        if all(row.judged is not None for row in rows):
-            judged = mean([row.judged == emotion for emotion, row in pairs], emotions, seed)
-    else:
-        emotion_word = over(mean, [bool(row.emotion_words) for row in rows])
-        judged = over(mean, [row.judged_intended for row in rows])
-    ratio = over(geometric_mean, [row.perplexity_ratio for row in rows])
-    if ratio is None:
+    def judged(row: Continuation, emotion: str | None) -> bool | None:
+        return None if row.judged is None else row.judged == emotion
+
+    def over(measure: _Measure, each: Sequence[str | None]) -> Estimate | None:
+        values = table(rows, each, measure)
+        return None if np.isnan(values).all() else bootstrap.mean(values, seed)
+
+    if all(row.perplexity is None for row in rows):
         raise UserError(f"No {method} text in {language} has a token; generate at least one token.")
+    if method == "none":
+        own, ratio, gain = [None], Estimate(1.0, None, None, ""), None
+    else:
+        own, usual = emotions, table(plain, [None], _log_perplexity)
+        ratio = bootstrap.mean(table(rows, own, _log_perplexity), seed, usual, math.exp)
+        gain = bootstrap.mean(table(rows, own, held), seed, table(plain, own, held))
     return Summary(
         language=language,
         method=method,
         n_texts=len(rows),
         perplexity_ratio=ratio,
-        distinct_2=mean([row.distinct_2 for row in rows], groups, seed),
-        repetition=mean([row.repetition for row in rows], groups, seed),
-        emotion_word=emotion_word,
-        language_switch=over(mean, [row.language_switch for row in rows]),
-        judged_intended=judged,
+        distinct_2=bootstrap.mean(table(rows, own, lambda row, _: row.distinct_2), seed),
+        repetition=bootstrap.mean(table(rows, own, lambda row, _: row.repetition), seed),
+        emotion_word=bootstrap.mean(table(rows, emotions, held), seed),
+        emotion_word_gain=gain,
+        language_switch=over(lambda row, _: row.language_switch, own),
+        judged_intended=over(judged, emotions),
     )
 
 
-def _bootstrap(
-    values: Float[np.ndarray, " texts"],
-    groups: Sequence[object],
-    seed: int,
-    back: Callable[[float], float],
-) -> Estimate:
-    if len(values) == 0 or len(values) != len(groups):
-        raise UserError(f"{len(values)} values and {len(groups)} groups; give one group per value.")
-    keys = {group: index for index, group in enumerate(dict.fromkeys(groups))}
-    index = np.array([keys[group] for group in groups])
-    sums, counts = np.bincount(index, values), np.bincount(index)
-    value = back(float(values.mean()))
-    if len(keys) < 2:
-        return Estimate(value, None, None)
-    draws = np.random.default_rng(seed).integers(len(keys), size=(2000, len(keys)))
-    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(value, back(float(low)), back(float(high)))
+def _log_perplexity(row: Continuation, _: str | None) -> float | None:
+    return None if row.perplexity is None else math.log(row.perplexity)
+
+
+def _table(
+    rows: Sequence[Continuation],
+    emotions: Sequence[str | None],
+    measure: _Measure,
+    prompts: Sequence[int],
+) -> Float[np.ndarray, "prompts texts emotions"]:
+    """`measure` of every text, unsteered ones for each of `emotions`; NaN where there is none."""
+    found: dict[tuple[int, int], list[float]] = {}
+    for row in rows:
+        for index, emotion in enumerate(emotions):
+            if row.emotion in (None, emotion):
+                value = measure(row, emotion)
+                cell = found.setdefault((prompts.index(row.prompt), index), [])
+                cell.append(math.nan if value is None else float(value))
+    table = np.full((len(prompts), max(map(len, found.values())), len(emotions)), np.nan)
+    for (prompt, emotion), values in found.items():
+        table[prompt, : len(values), emotion] = values
+    return table
+
+
+@functools.cache
+def _whole(word: str) -> re.Pattern[str]:
+    return re.compile(rf"\b{re.escape(word)}\b")
 
 
 def _ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:

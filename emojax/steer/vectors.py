@@ -22,6 +22,7 @@ from emojax.lm.model import LanguageModel
 
 # A vector of strength s adds s·‖h‖ times its direction to the residual h of a token.
 UNIT = "residual-norm fraction"
+_VERSION = "1"  # of the file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,9 @@ class SteeringVector:
                 f"The steering vector for {self.emotion} is {problem}; "
                 "check the latents and activations that it was made from."
             )
-        unit = (np.asarray(self.direction, np.float64) / norm).astype(np.float32)
+        # A direction of norm 1 stays as it is, bit for bit: a saved one keeps its fingerprint.
+        scale = 1 if abs(norm - 1) < 1e-6 else norm
+        unit = (np.asarray(self.direction, np.float64) / scale).astype(np.float32)
         unit.flags.writeable = False
         object.__setattr__(self, "direction", unit)
 
@@ -239,42 +242,40 @@ def promoted_tokens(
     return [[lm.tokenizer.decode([int(token)]) for token in row] for row in np.asarray(best)]
 
 
-def save(vectors: Sequence[SteeringVector], folder: Path) -> None:
-    """Writes `steering.safetensors` (the directions) and `steering.json` (all the rest).
+def save(vectors: Sequence[SteeringVector], path: Path) -> None:
+    """Writes one safetensors file: the directions, and in its metadata all the rest.
 
     Raises:
-      UserError: the folder cannot be written to.
+      UserError: the file cannot be written.
     """
     directions = np.stack([vector.direction for vector in vectors])
     about = [
         {k: v for k, v in dataclasses.asdict(vector).items() if k != "direction"}
         for vector in vectors
     ]
-    with files.atomic(folder / "steering.safetensors") as partial:
-        safetensors.numpy.save_file({"directions": directions}, partial)
-    text = json.dumps({"version": 1, "vectors": about}, ensure_ascii=False, indent=1)
-    with files.atomic(folder / "steering.json") as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+    metadata = {"version": _VERSION, "vectors": json.dumps(about, ensure_ascii=False)}
+    with files.atomic(path) as partial:
+        partial.write_bytes(safetensors.numpy.save({"directions": directions}, metadata))
 
 
-def load(folder: Path) -> list[SteeringVector]:
+def load(path: Path) -> list[SteeringVector]:
     """Reads what `save` wrote.
 
     Raises:
-      UserError: a file is missing or damaged, or the two do not belong together.
+      UserError: the file is missing, damaged or of another version.
     """
     try:
-        about = json.loads((folder / "steering.json").read_text(encoding="utf-8"))
-        directions = safetensors.numpy.load_file(folder / "steering.safetensors")["directions"]
-        if about["version"] != 1:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            about, directions = file.metadata() or {}, file.get_tensor("directions")
+        if about["version"] != _VERSION:
             raise ValueError(f"version {about['version']}")
         return [
             SteeringVector(direction=direction, source=_source(fields.pop("source")), **fields)
-            for fields, direction in zip(about["vectors"], directions, strict=True)
+            for fields, direction in zip(json.loads(about["vectors"]), directions, strict=True)
         ]
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(
-            f"The steering vectors in {folder} cannot be read ({error}); make them again."
+            f"The steering vectors in {path} cannot be read ({error}); make them again."
         ) from None
 
 

@@ -58,7 +58,7 @@ def study(settings: Study, output: Path, command: str) -> Results:
         rated, scatters, differences = analysis.compare(settings, found, null, material)
         few = analysis.few_latents(settings, material)
     with _stage("steer", seconds):
-        steered = steering.steer(settings, lm, trained, found, material, kept)
+        steered = steering.steer(settings, lm, trained, found, material, output)
 
     results = Results(
         schema=schema.SCHEMA,

@@ -1,4 +1,4 @@
-"""Emotion features → vectors → text: all emotions and the unsteered text in one batch."""
+"""Emotion features → vectors → text: all emotions and the unsteered texts in one batch."""
 
 import dataclasses
 import hashlib
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from emojax import files
 from emojax.emotion.concepts import CATEGORIES
 from emojax.emotion.features import EmotionFeatures
+from emojax.errors import UserError
 from emojax.lm import text
 from emojax.lm.generate import GenerateSettings, generate
 from emojax.lm.model import LanguageModel
@@ -25,7 +26,9 @@ from emojax.steer.vectors import SteeringVector
 from emojax.study.analysis import Material
 from emojax.study.settings import Study
 
+VECTORS = "steering.safetensors"
 _PROMOTED = 8  # tokens shown per vector
+_LAYOUT = 2  # of the kept texts: change it whenever the same settings make other texts or fields
 
 
 def steer(
@@ -34,21 +37,30 @@ def steer(
     trained: Artefact,
     found: EmotionFeatures,
     material: Mapping[schema.Language, Material],
-    kept: Path,
+    output: Path,
 ) -> schema.Steering:
     """Writes every prompt with every emotion, and measures what came of it.
 
+    Leaves every method's vectors in `steering.safetensors` in the folder `output`
+    (`emojax.steer.vectors.load` reads them); its `cache` keeps texts, prompt by prompt.
+
     Raises:
-      UserError: an emotion has no latents, or the judge's data cannot be read.
+      UserError: an emotion has no latents, there are no unsteered texts to compare with, the
+        judge's data cannot be read, or the disk is full.
     """
     writing = study.writing
+    if writing.unsteered < 1:
+        raise UserError(
+            f"The setting writing.unsteered is {writing.unsteered}; make it at least 1, so that "
+            "there is text to compare with."
+        )
     prompts = [("en", prompt) for prompt in writing.prompts_en]
     prompts += [("zh", prompt) for prompt in writing.prompts_zh]
     methods = make_vectors(study, lm, trained, found, material)
     texts = [
         written
         for index, (_, prompt) in enumerate(tqdm(prompts, "steer", unit="prompt"))
-        for written in _write(study, lm, methods, index, prompt, kept)
+        for written in _write(study, lm, methods, index, prompt, output / "cache")
     ]
     words = {
         str(language): {category: m.concepts.of(category) for category in CATEGORIES}
@@ -57,6 +69,7 @@ def steer(
     judges = _judges(study)
     rows = evaluate.measure(texts, prompts, words, judges)
     summaries = evaluate.summarise(rows, prompts, words, study.seed)
+    vectors.save([vector for each in methods.values() for vector in each], output / VECTORS)
     return schema.Steering(
         layer=trained.sae.config.layer,
         site=trained.sae.config.site,
@@ -66,6 +79,7 @@ def steer(
             "max_new_tokens": writing.max_new_tokens,
             "temperature": writing.temperature,
             "top_p": writing.top_p,
+            "unsteered_texts_per_prompt": writing.unsteered,
         },
         prompts=[schema.Prompt(language=language, text=p) for language, p in prompts],  # type: ignore[typeddict-item]
         vectors=[
@@ -129,13 +143,14 @@ def _write(
     prompt: str,
     kept: Path,
 ) -> list[Written]:
-    """One prompt: the unsteered text and every method's vectors, in one batch of rows."""
-    chosen: list[tuple[str, SteeringVector | None]] = [("none", None)]
-    chosen += [(method, vector) for method, each in methods.items() for vector in each]
+    """One prompt: the unsteered texts and every method's vectors, in one batch of rows."""
     writing = study.writing
-    path = kept / f"texts-{_key(study, lm, prompt, chosen)}.json"
-    if path.exists():
-        return [Written(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+    chosen: list[tuple[str, SteeringVector | None]] = [("none", None)] * writing.unsteered
+    chosen += [(method, vector) for method, each in methods.items() for vector in each]
+    path = kept / f"texts-{_key(study, lm, index, prompt, chosen)}.json"
+    found = _read(path, index, chosen)
+    if found is not None:
+        return found
     settings = GenerateSettings(
         max_new_tokens=writing.max_new_tokens,
         temperature=writing.temperature,
@@ -144,8 +159,10 @@ def _write(
     row = text.tokenize(lm, [prompt])[0]
     # The prompt is read as it is, but for its last token, where the text begins.
     push = vectors.stack([vector for _, vector in chosen], writing.strength, start=len(row) - 1)
-    # All rows of a prompt draw from one seed: they differ by what steers them alone.
-    seeds = [study.seed + index] * len(chosen)
+    # Each unsteered text has a seed of its own. Steered ones draw from the first's: they differ
+    # from it, and from each other, by what steers them alone.
+    seeds = np.random.SeedSequence([study.seed, index]).generate_state(writing.unsteered).tolist()
+    seeds += seeds[:1] * (len(chosen) - len(seeds))
     written = generate(lm, [row] * len(chosen), settings, [push], seeds)
     perplexity = evaluate.perplexities(lm, [row] * len(chosen), written.tokens)
     texts = [
@@ -159,20 +176,35 @@ def _write(
         )
         for i, (method, vector) in enumerate(chosen)
     ]
-    files.writable_dir(kept)
+    content = json.dumps([dataclasses.asdict(t) for t in texts], ensure_ascii=False).encode()
+    files.require_room(files.writable_dir(kept), len(content))
     with files.atomic(path) as partial:
-        content = json.dumps([dataclasses.asdict(t) for t in texts], ensure_ascii=False)
-        partial.write_text(content, encoding="utf-8")
+        partial.write_bytes(content)
     return texts
+
+
+def _read(
+    path: Path, index: int, chosen: Sequence[tuple[str, SteeringVector | None]]
+) -> list[Written] | None:
+    """The texts that were kept; None if there are none, or the file is damaged."""
+    try:
+        texts = [Written(**fields) for fields in json.loads(path.read_bytes())]
+    except (OSError, TypeError, ValueError):
+        return None
+    wanted = [(index, method, v if v is None else v.emotion) for method, v in chosen]
+    return texts if [(t.prompt, t.method, t.emotion) for t in texts] == wanted else None
 
 
 def _key(
     study: Study,
     lm: LanguageModel,
+    index: int,
     prompt: str,
     chosen: Sequence[tuple[str, SteeringVector | None]],
 ) -> str:
-    parts: tuple[Any, ...] = (lm.fingerprint, study.writing, study.seed, prompt)
+    """A hash of all that the texts depend on; another prompt's wording is not among it."""
+    writing = dataclasses.replace(study.writing, prompts_en=(), prompts_zh=())
+    parts: tuple[Any, ...] = (_LAYOUT, lm.fingerprint, writing, study.seed, index, prompt)
     parts += tuple(None if vector is None else vector.fingerprint for _, vector in chosen)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 

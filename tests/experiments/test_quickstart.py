@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from emojax.report import results as schema
+from emojax.steer import vectors
 
 pytestmark = pytest.mark.model
 
@@ -19,6 +20,7 @@ SMALL = {
     "study.reading.templates_zh": "词语{}",
     "study.writing.prompts_en": "The letter arrived and",
     "study.writing.prompts_zh": "我看着窗外，",
+    "study.writing.unsteered": "2",
     "study.writing.max_new_tokens": "4",
     "study.thresholds.q": "0.3",
     "study.thresholds.features": "0",
@@ -60,7 +62,8 @@ def test_it_leaves_a_report_the_results_and_a_table(finished):
     output, printed = finished
     found = schema.read(output / "results.json")
     assert {x["language"] for x in found["ratings"]} == {"en", "zh"}
-    assert len(found["steering"]["rows"]) == 2 * (1 + 3 * 26)
+    assert len(found["steering"]["rows"]) == 2 * (2 + 3 * 26)
+    assert len(vectors.load(output / "steering.safetensors")) == 3 * 26
     assert (output / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert "| Pearson r with human ratings" in printed
     assert found["bars"]

@@ -49,9 +49,10 @@ def make(seed: int = 0) -> Results:
     def number(low: float, high: float) -> float:
         return round(float(random.uniform(low, high)), 4)
 
-    def estimate(low: float, high: float) -> results.Estimate:
+    def estimate(low: float, high: float) -> results.SteeringEstimate:
         value = number(low, high)
-        return {"value": value, "ci_low": value - 0.05, "ci_high": value + 0.06}
+        covers = "synthetic prompts and emotions"
+        return {"value": value, "ci_low": value - 0.05, "ci_high": value + 0.06, "covers": covers}
 
     def latents(language: str) -> list[results.Latent]:
         return [
@@ -165,7 +166,7 @@ def make(seed: int = 0) -> Results:
     for index, prompt in enumerate(prompts):
         language = prompt["language"]
         for method in ("none", "sae", "random"):
-            for emotion in [None] if method == "none" else EMOTIONS:
+            for emotion in [None, None] if method == "none" else EMOTIONS:
                 held = [] if random.uniform() < 0.6 else [WORDS[language][0]]
                 rows.append(
                     {
@@ -339,6 +340,7 @@ def make(seed: int = 0) -> Results:
                     "distinct_2": estimate(0.5, 0.9),
                     "repetition": estimate(0.1, 0.4),
                     "emotion_word": estimate(0.1, 0.6),
+                    "emotion_word_gain": None if method == "none" else estimate(0.0, 0.5),
                     "language_switch": estimate(0.1, 0.2),
                     "judged_intended": estimate(0.1, 0.4) if language == "en" else None,
                 }

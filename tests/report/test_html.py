@@ -86,8 +86,17 @@ def test_every_emotion_stands_beside_the_unsteered_text(found, text):
     assert len(tables) == 2  # two pairs of an English and a Chinese prompt
     for table in tables:
         rows = re.findall(r'<th scope="row">([^<]*)</th>', table)
-        assert rows == ["unsteered", *synthetic_results.EMOTIONS]
-        assert len(re.findall("<td>", table)) == 2 * 27
+        assert rows == ["unsteered", *synthetic_results.EMOTIONS, "unsteered"]
+        assert len(re.findall("<td>", table)) == 2 * 28
+
+
+def test_the_page_says_what_each_steering_interval_covers(found):
+    other = without_figures(found)
+    for row in other["steering"]["summary"]:
+        row["perplexity_ratio"]["covers"] = "prompts only"
+    said = Page(html.build(other)).text
+    assert "synthetic prompts and emotions for words, more than unsteered" in said
+    assert "prompts only for perplexity ratio of steered texts, perplexity ratio of" in said
 
 
 def test_ids_are_unique_and_links_lead_somewhere(text):

@@ -74,27 +74,6 @@ def test_perplexity_is_of_the_continuation_given_its_prompt():
     ]
 
 
-def test_the_interval_resamples_groups_not_texts():
-    values, groups = [0.0] * 50 + [1.0] * 50, ["a"] * 50 + ["b"] * 50
-    estimate = evaluate.mean(values, groups, seed=0)
-    # Two groups, all alike within: as uncertain as two numbers are.
-    assert (estimate.value, estimate.ci_low, estimate.ci_high) == (0.5, 0.0, 1.0)
-    assert evaluate.mean([1.0, 2.0], ["a", "a"], seed=0).ci_low is None
-
-
-def test_the_interval_covers_the_mean_about_as_often_as_it_says():
-    random = np.random.default_rng(0)
-    hits = 0
-    for seed in range(200):
-        estimate = evaluate.mean(list(random.normal(3, 1, 40)), range(40), seed)
-        hits += estimate.ci_low <= 3 <= estimate.ci_high
-    assert 0.88 <= hits / 200 <= 0.99
-
-
-def test_geometric_mean_of_a_ratio_and_its_inverse_is_one():
-    assert evaluate.geometric_mean([4.0, 0.25], "ab", seed=0).value == pytest.approx(1)
-
-
 @pytest.fixture(scope="module")
 def joyful():
     """A judge to whom everything is joy."""
@@ -133,10 +112,45 @@ def test_summaries_score_unsteered_text_against_every_emotion(joyful):
     assert found["en", "sae"].emotion_word.value == 0.5
     assert found["en", "none"].emotion_word.value == 0
     assert found["zh", "none"].emotion_word.value == 0.5  # 快乐 is of joy, not of fear
+    assert found["en", "sae"].emotion_word_gain.value == 0.5
+    assert found["zh", "sae"].emotion_word_gain.value == -0.5
+    assert found["zh", "none"].emotion_word_gain is None
     assert found["en", "none"].judged_intended.value == 0.5
     assert found["zh", "sae"].judged_intended is None
     assert found["zh", "sae"].language_switch.value == 1  # of the one text that has letters
     assert found["zh", "sae"].n_texts == 2
+
+
+def test_a_ratio_is_over_the_geometric_mean_of_the_prompts_own_unsteered_texts():
+    prompts = [("en", "one"), ("en", "two")]
+    texts = [
+        written(0, "none", None, "home", 4.0),
+        written(0, "none", None, "home home home", 1.0),  # degenerate, and very likely
+        written(1, "none", None, "joy", 100.0),
+        written(1, "none", None, "home", 100.0),
+        *(written(p, "sae", e, "joy", 8.0) for p in (0, 1) for e in ("joy", "fear")),
+    ]
+    rows = evaluate.measure(texts, prompts, WORDS, {})
+    assert [row.perplexity_ratio for row in rows] == pytest.approx([2, 0.5, 1, 1, 4, 4, 0.08, 0.08])
+    plain, steered = evaluate.summarise(rows, prompts, WORDS, seed=0)
+    assert steered.perplexity_ratio.value == pytest.approx((4 * 0.08) ** 0.5)
+    # One of the second prompt's two unsteered texts has a word of one of two emotions.
+    assert plain.emotion_word.value == pytest.approx(1 / 8)
+    assert steered.emotion_word_gain.value == pytest.approx(1 / 2 - 1 / 8)
+    assert plain.perplexity_ratio == evaluate.Estimate(1.0, None, None, "")
+
+
+def test_every_interval_says_what_it_covers():
+    prompts = [("en", "one"), ("en", "two")]
+    texts = [written(p, "none", None, t, 9.0) for p in (0, 1) for t in ("home", "joy")]
+    texts += [written(p, "sae", e, "joy", 8.0) for p in (0, 1) for e in ("joy", "fear")]
+    rows = evaluate.measure(texts, prompts, WORDS, {})
+    plain, steered = evaluate.summarise(rows, prompts, WORDS, seed=0)
+    assert steered.repetition.covers == steered.emotion_word.covers == "prompts and emotions"
+    everything = "prompts, emotions and unsteered texts of a prompt"
+    assert steered.emotion_word_gain.covers == steered.perplexity_ratio.covers == everything
+    assert plain.repetition.covers == "prompts and texts of a prompt"
+    assert plain.emotion_word.covers == "prompts, emotions and texts of a prompt"
 
 
 def test_a_prompt_without_unsteered_text_is_refused():

@@ -1,7 +1,7 @@
-import json
-
 import numpy as np
 import pytest
+import safetensors
+from safetensors.numpy import save_file
 from steer_model import CONFIG, tiny_model
 
 from emojax.errors import UserError
@@ -94,39 +94,50 @@ def test_random_directions_depend_on_the_seed_alone():
     assert abs(one[0].direction @ one[1].direction) < 0.5
 
 
-def test_saved_vectors_come_back_as_they_were(tmp_path):
-    saved = vectors.from_latents(
-        np.eye(D_MODEL, dtype=np.float32), {"joy": {0: 1.0, 3: 0.5}, "fear": {1: 2.0}}, **place()
-    )
-    vectors.save(saved, tmp_path / "steering")
-    loaded = vectors.load(tmp_path / "steering")
+@pytest.mark.parametrize(
+    "saved",
+    [
+        vectors.from_latents(
+            np.eye(D_MODEL, dtype=np.float32),
+            {"joy": {0: 1.0, 3: 0.5}, "fear": {1: 2.0}},
+            **place(),
+        ),
+        vectors.random_directions([f"emotion {i}" for i in range(50)], 640, 3, "resid_post", 0),
+    ],
+    ids=["latents", "random"],
+)
+def test_saved_vectors_come_back_as_they_were(tmp_path, saved):
+    vectors.save(saved, tmp_path / "new folder" / "joy.safetensors")
+    loaded = vectors.load(tmp_path / "new folder" / "joy.safetensors")
     assert [(v.emotion, v.source, v.fingerprint) for v in loaded] == [
         (v.emotion, v.source, v.fingerprint) for v in saved
     ]
 
 
-def damage_count(folder):
-    path = folder / "steering.json"
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps(about | {"vectors": about["vectors"][:1]}))
+def resaved(path, **changes):
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata, directions = file.metadata(), file.get_tensor("directions")
+    save_file({"directions": directions}, path, metadata | changes)
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda folder: (folder / "steering.safetensors").write_bytes(b"no"),
-        lambda folder: (folder / "steering.json").unlink(),
-        lambda folder: (folder / "steering.json").write_text("{"),
-        lambda folder: (folder / "steering.json").write_text('{"version": 9, "vectors": []}'),
-        damage_count,
+        lambda path: path.write_bytes(path.read_bytes()[:-8]),
+        lambda path: path.unlink(),
+        lambda path: save_file({"directions": np.ones((2, 4), np.float32)}, path),
+        lambda path: resaved(path, version="9"),
+        lambda path: resaved(path, vectors="{"),
+        lambda path: resaved(path, vectors="[]"),
     ],
-    ids=["tensors", "missing", "json", "version", "count"],
+    ids=["truncated", "missing", "foreign", "version", "json", "count"],
 )
 def test_damaged_vectors_are_refused_by_name(tmp_path, damage):
-    vectors.save(vectors.random_directions(["joy", "fear"], 4, 3, "resid_post", 0), tmp_path)
-    damage(tmp_path)
-    with pytest.raises(UserError, match=f"steering vectors in {tmp_path}"):
-        vectors.load(tmp_path)
+    path = tmp_path / "steering.safetensors"
+    vectors.save(vectors.random_directions(["joy", "fear"], 4, 3, "resid_post", 0), path)
+    damage(path)
+    with pytest.raises(UserError, match=f"steering vectors in {path}"):
+        vectors.load(path)
 
 
 def test_every_row_has_its_own_vector_and_none_is_bit_identical():

@@ -43,11 +43,35 @@ def test_every_claim_follows_its_number(results):
     assert high["E zh"] is True
 
 
+def test_steering_is_judged_on_its_gain_over_unsteered_text_and_its_ratio(results):
+    def verdicts(gain, ratio):
+        for row in results["steering"]["summary"]:
+            if row["method"] == "sae":
+                row["emotion_word_gain"]["value"] = gain
+                row["perplexity_ratio"]["value"] = ratio
+        return {bar["name"]: bar["met"] for bar in bars.judge(results)}
+
+    assert [verdicts(0.10, 2.5)[name] for name in ("T1 en", "T2 zh")] == [True, True]
+    assert [verdicts(0.09, 2.6)[name] for name in ("T1 zh", "T2 en")] == [False, False]
+
+
 def test_without_steering_its_bars_are_not_measured(results):
     results["steering"] = None
     verdicts = {bar["name"]: bar["met"] for bar in bars.judge(results)}
     assert verdicts["T1 en"] is None
     assert verdicts["T2 zh"] is None
+
+
+def test_the_table_shows_the_gain_over_unsteered_text(results):
+    lines = table.markdown(results).splitlines()
+    header = next(x for x in lines if x.startswith("| text |"))
+    column = header.split(" | ").index("more than unsteered")
+    for row in results["steering"]["summary"]:
+        gain = row["emotion_word_gain"]
+        title = f"{table._LANGUAGES[row['language']]}, {table._METHODS[row['method']]}"
+        (line,) = (x for x in lines if x.startswith(f"| {title} ("))
+        cell = line.split(" | ")[column]
+        assert cell.startswith(f"{gain['value']:.1%}" if gain else "–")
 
 
 def test_the_table_shows_a_missed_bar_as_missed(results):
