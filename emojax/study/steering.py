@@ -42,8 +42,7 @@ def steer(
       UserError: an emotion has no latents, or the judge's data cannot be read.
     """
     writing = study.writing
-    prompts = [("en", prompt) for prompt in writing.prompts_en]
-    prompts += [("zh", prompt) for prompt in writing.prompts_zh]
+    prompts = [(str(language), p) for language in material for p in study.prompts(language)]
     methods = make_vectors(study, lm, trained, found, material)
     texts = [
         written
@@ -94,15 +93,15 @@ def make_vectors(
 ) -> dict[str, list[SteeringVector]]:
     """A vector per emotion by each method: latents, difference of means, chance.
 
-    An emotion's latents are those on its English or its Chinese list, each weighted with its mean
-    activation on the emotion's concept words of both languages.
+    An emotion's latents are those on its list of any language, each weighted with its mean
+    activation on the emotion's concept words of all languages.
     """
     place = (trained.sae.config.layer, trained.sae.config.site)
     latents: dict[str, dict[int, float]] = {}
     concepts: dict[str, np.ndarray] = {}
     controls: dict[str, np.ndarray] = {}
     for index, category in enumerate(CATEGORIES):
-        listed = np.union1d(found.english.lists[index], found.chinese.lists[index])
+        listed = np.unique(np.concatenate([found.read(lang)[index] for lang in material]))
         own = [m.concepts.labels == index for m in material.values()]
         codes = [m.concept.trained[mine] for m, mine in zip(material.values(), own, strict=True)]
         weights = np.mean([c[:, listed].mean(axis=0) for c in codes], axis=0)

@@ -32,7 +32,7 @@ def found(both):
 def test_planted_latents_are_found_and_few_others(found):
     for category in range(len(CATEGORIES)):
         planted = set(range(PLANTED * category, PLANTED * (category + 1)))
-        for selection in (found.english, found.chinese):
+        for selection in found.selections.values():
             assert planted <= set(selection.lists[category].tolist())
             assert len(selection.lists[category]) <= PLANTED + 1
         assert planted <= set(found.shared[category].tolist())
@@ -74,6 +74,25 @@ def test_ratings_come_from_the_space_and_from_nothing_else(found, both):
         assert difference["ci_low"] - 1e-9 <= difference["r"] <= difference["ci_high"] + 1e-9
     scatter = scatters[0]
     assert len(scatter["words"]) == len(scatter["human"]) == len(scatter["predicted"])
+
+
+def test_one_language_shares_nothing_and_transfers_nothing(both, found):
+    alone = {"en": both["en"]}
+    own = analysis.select(STUDY, alone)
+    assert [list(x) for x in own.read("en")] == [list(x) for x in found.read("en")]
+    assert not any(map(len, own.shared))
+    assert analysis.across(STUDY, own, alone) is None
+    assert [space["language"] for space in analysis.spaces(STUDY, own, alone)] == ["en"]
+    table = analysis.feature_table(own, alone)
+    schema._check(table, schema.Features, "features")
+    assert list(table["words_per_category"]) == ["en"]
+    assert not any(category["zh"] or category["shared"] for category in table["categories"])
+    rated, scatters, differences = analysis.compare(STUDY, own, alone)
+    for part in (rated, scatters, differences):
+        assert {x["language"] for x in part} == {"en"}
+    measured = {x["feature_set"] for x in rated}
+    assert measured == set(schema.FeatureSet.__args__) - {"intersection", "transfer"}
+    assert {x["other"] for x in differences} == measured - {"space", "length"}
 
 
 def test_an_emotion_without_features_is_named(both):
