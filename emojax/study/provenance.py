@@ -139,7 +139,8 @@ def notes(settings: Study) -> list[str]:
     if len(settings.languages) < 2:
         said.append(
             f"This run studied {NAMES[settings.languages[0]]} alone: no latents are shared, no "
-            "regression is carried over, and the bars of the other language are not measured."
+            "regression is carried over, and the bars that need the other language are not "
+            "measured."
         )
     if settings.judge is None and "en" in settings.languages:
         said.append(

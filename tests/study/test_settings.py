@@ -64,6 +64,11 @@ def test_what_belongs_together_is_checked_when_all_is_set():
     assert (changed.reading.words_per_language, changed.folds) == (20, 2)
 
 
+def test_the_judge_needs_english_texts():
+    with pytest.raises(UserError, match=r"study\.judge reads English texts"):
+        set_to("judge=folder", "languages=zh")
+
+
 def test_a_norms_file_and_its_columns():
     changed = set_to("norms_en.path=warriner.csv", "norms_en.valence=V.Mean.Sum", "languages=en")
     assert changed.norms_en.path == "warriner.csv"
