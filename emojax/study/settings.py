@@ -63,8 +63,6 @@ class Writing:
     top_p: float = 0.95
 
     def __post_init__(self):
-        _some("writing.prompts_en", self.prompts_en)
-        _some("writing.prompts_zh", self.prompts_zh)
         if not math.isfinite(self.strength):
             raise UserError(
                 f"study.writing.strength is {self.strength}; give a number such as 0.1, a fraction "
@@ -131,6 +129,8 @@ class Study:
                 f"study.languages is {','.join(self.languages) or 'empty'}; name en, zh or both, "
                 "each once."
             )
+        for language in self.languages:
+            _some(f"writing.prompts_{language}", self.prompts(language))
         _ranges(
             "",
             {
