@@ -60,57 +60,89 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """`config` with each `section.field=value`, read as the field's annotation says.
 
-    Tuples are comma-separated; `none` is None where the field may be it.
+    Commas separate the values of a tuple; bars do where they are texts, as in
+    `study.writing.prompts_en=Hello, I | Dear all,`. `none` is None where the field may be it. What
+    belongs together is checked when all is set.
 
     Raises:
-      UserError: an override names no field, or its value is of another type.
+      UserError: an override names no field, its value is of another type, or the values do not fit
+        each other.
     """
+    changes: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"The override {text!r} has no value; write --set sae.k=32.")
-        config = _replace(config, key.strip().split("."), value.strip(), text)
-    return config
+        *sections, name = key.strip().split(".")
+        node, branch = config, changes
+        for section in sections:
+            _field(node, section, text)
+            node, branch = getattr(node, section), branch.setdefault(section, {})
+            if not dataclasses.is_dataclass(node):
+                raise UserError(f"The override {text!r} goes too deep: {section!r} has no fields.")
+        hint = _field(node, name, text)
+        inner = getattr(node, name)
+        if dataclasses.is_dataclass(inner):
+            fields = ", ".join(f"{name}.{field.name}" for field in dataclasses.fields(inner))
+            raise UserError(f"The override {text!r} needs a field; choose one of {fields}.")
+        try:
+            branch[name] = parse(hint, value.strip())
+        except ValueError:
+            raise UserError(
+                f"The override {text!r} is not of the type {_shown(hint)} that {name!r} has; mend "
+                "the value."
+            ) from None
+    return _replace(config, changes)
 
 
-def _replace(node: Any, path: list[str], value: str, text: str) -> Any:
-    hints = typing.get_type_hints(type(node))
-    name, *rest = path
+def _field(node: Any, name: str, text: str) -> Any:
+    """The annotation of a field of a dataclass."""
+    hints = typing.get_type_hints(type(node), include_extras=True)
     if name not in hints:
         raise UserError(
             f"The override {text!r} names no field {name!r}; choose one of {', '.join(hints)}."
         )
-    inner = getattr(node, name)
-    if dataclasses.is_dataclass(inner):
-        if not rest:
-            fields = ", ".join(f"{name}.{field.name}" for field in dataclasses.fields(inner))
-            raise UserError(f"The override {text!r} needs a field; choose one of {fields}.")
-        return dataclasses.replace(node, **{name: _replace(inner, rest, value, text)})
-    if rest:
-        raise UserError(f"The override {text!r} goes too deep: {name!r} has no fields.")
-    try:
-        return dataclasses.replace(node, **{name: parse(hints[name], value)})
-    except ValueError:
-        kind = getattr(hints[name], "__name__", str(hints[name]))
-        raise UserError(
-            f"The override {text!r} is not of the type {kind} that {name!r} has; mend the value."
-        ) from None
+    return hints[name]
+
+
+def _shown(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    return hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
+
+
+def _replace(node: Any, changes: dict[str, Any]) -> Any:
+    new = {
+        name: _replace(getattr(node, name), value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return dataclasses.replace(node, **new)
 
 
 def parse(kind: Any, text: str) -> Any:
-    """Reads text as int, float, bool, str, a tuple of them, or one of them or None.
+    """Reads text as int, float, bool, str, one of some words, a tuple of them, or one or None.
 
     Raises:
       ValueError: it is not of that kind.
     """
     arguments = typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    separator = ","
+    if origin is typing.Annotated:
+        kind, separator = arguments
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, types.UnionType):
         if text.lower() == "none" and type(None) in arguments:
             return None
         (kind,) = (argument for argument in arguments if argument is not type(None))
         return parse(kind, text)
-    if typing.get_origin(kind) is tuple:
-        return tuple(parse(arguments[0], part.strip()) for part in text.split(",") if part.strip())
+    if origin is tuple:
+        parts = (part.strip() for part in text.split(separator))
+        return tuple(parse(arguments[0], part) for part in parts if part)
+    if origin is typing.Literal:
+        if text not in arguments:
+            raise ValueError(text)
+        return text
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError(text)

@@ -34,7 +34,7 @@ def writable_dir(path: Path) -> Path:
             pass
     except OSError as error:
         raise UserError(
-            f"The folder {path} cannot be written to ({error.strerror}); "
+            f"The folder {path} cannot be written to ({reason(error)}); "
             "choose another one or mend its permissions."
         ) from None
     return path
@@ -54,6 +54,11 @@ def require_room(path: Path, size: int) -> None:
         )
 
 
+def reason(error: OSError) -> str:
+    """What went wrong, in the system's words where it has some."""
+    return error.strerror or str(error) or type(error).__name__
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which replaces it if the block succeeds.
@@ -61,17 +66,22 @@ def atomic(path: Path) -> Iterator[Path]:
     An error or an interruption leaves what was there before.
 
     Raises:
-      UserError: the disk became full, or the folder is not writable.
+      UserError: the disk became full, or the folder is not writable. An error about another file,
+        such as a source that the block reads, passes as it is.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
+        # Writing itself, as on a full disk, names no file.
+        if error.filename is not None and Path(str(error.filename)) not in (partial, *path.parents):
+            raise
         raise UserError(
-            f"{path} could not be written ({error.strerror}); mend that and run again: "
+            f"{path} could not be written ({reason(error)}); mend that and run again: "
             "nothing that was there before is lost."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)

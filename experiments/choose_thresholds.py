@@ -18,7 +18,7 @@ from absl import flags
 from emojax import config, errors, files
 from emojax.lm import sources
 from emojax.sae import artefact
-from emojax.study import analysis, run, thresholds
+from emojax.study import run, thresholds
 
 _CONFIG = flags.DEFINE_string("config", "configs/gemma3_270m.py", "The study's configuration.")
 _OUTPUT = flags.DEFINE_string("output", "runs/choose_thresholds", "Folder of the result.")
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     trained = artefact.load(study.sae, lm)
     material = {
         language: run.read(study, lm, trained, language, output / "cache", development=True)
-        for language in analysis.LANGUAGES
+        for language in study.languages
     }
     print(
         "| density | coverage | latents | fewest | valence | arousal | untrained valence | mean |"

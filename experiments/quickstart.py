@@ -8,6 +8,7 @@ there, so an interrupted run goes on where it was.
 """
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,14 @@ from emojax.report import table
 from emojax.study import run
 
 _CONFIG = flags.DEFINE_string("config", "configs/gemma3_270m.py", "The study's configuration.")
-_SET = flags.DEFINE_multi_string("set", [], "Overrides, such as --set study.writing.strength=0.05.")
+_SET = flags.DEFINE_multi_string(
+    "set",
+    [],
+    "An override such as study.writing.strength=0.05; may be repeated. Commas separate values "
+    "(study.languages=en,zh), bars separate texts (study.writing.prompts_en=Hello, I | Dear all,). "
+    "study.norms_en.path=FILE takes human ratings of your own, a CSV or TSV file; "
+    "study.norms_en.word, .valence and .arousal name its columns.",
+)
 _OUTPUT = flags.DEFINE_string("output", "runs/quickstart", "Folder of the report and the results.")
 
 
@@ -26,9 +34,9 @@ def main(argv: Sequence[str]) -> None:
     """Runs the study and prints its table."""
     del argv
     settings = config.load(Path(_CONFIG.value), _SET.value)
-    command = f"python -m experiments.quickstart --config {_CONFIG.value}"
-    command += "".join(f" --set {override}" for override in _SET.value)
-    results = run.study(settings.study, Path(_OUTPUT.value), command)
+    words = ["python", "-m", "experiments.quickstart", "--config", _CONFIG.value]
+    words += [word for text in _SET.value for word in ("--set", text)]
+    results = run.study(settings.study, Path(_OUTPUT.value), shlex.join(words))
     print(table.markdown(results))
     print(f"\nOpen {os.path.relpath(Path(_OUTPUT.value) / 'report.html')} in a browser.")
 

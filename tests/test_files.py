@@ -33,6 +33,26 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path):
     assert path.read_text() == "before"
 
 
+def test_an_error_about_another_file_passes_as_it_is(tmp_path: Path):
+    with pytest.raises(FileNotFoundError), files.atomic(tmp_path / "result.json"):
+        (tmp_path / "source").read_bytes()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_without_words_is_still_named(tmp_path: Path):
+    with (
+        pytest.raises(UserError, match=r"written \(the device is gone\)"),
+        files.atomic(tmp_path / "result.json"),
+    ):
+        raise OSError("the device is gone")
+    (tmp_path / "taken").write_text("")
+    with (
+        pytest.raises(UserError, match="could not be written"),
+        files.atomic(tmp_path / "taken" / "result.json"),
+    ):
+        pass
+
+
 def test_a_disk_without_room_is_refused_before_writing(tmp_path: Path):
     with pytest.raises(UserError, match="MiB free"):
         files.require_room(tmp_path, 1 << 60)

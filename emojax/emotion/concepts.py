@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from emojax import files
 from emojax.errors import UserError
 
 CATEGORIES = (
@@ -55,11 +56,13 @@ class ConceptSet:
       language: "en" or "zh".
       words: all concept words; each stands once.
       labels: the index in `CATEGORIES` of each word's category.
+      sha256: of the file that it was read from; None where it was made otherwise.
     """
 
     language: str
     words: tuple[str, ...]
     labels: Int[np.ndarray, " words"]
+    sha256: str | None = None
 
     def of(self, category: str) -> tuple[str, ...]:
         """The words of one category."""
@@ -95,7 +98,7 @@ def read(path: Path) -> ConceptSet:
         lists = {category: list(words) for category, words in table.items()}
     except OSError as error:
         raise UserError(
-            f"The concept-set {path} cannot be read ({error.strerror}); check the path."
+            f"The concept-set {path} cannot be read ({files.reason(error)}); check the path."
         ) from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(
@@ -131,7 +134,7 @@ def read(path: Path) -> ConceptSet:
                 )
             home[word] = category
     labels = np.array([CATEGORIES.index(category) for category in home.values()])
-    return ConceptSet(language, tuple(home), labels)
+    return ConceptSet(language, tuple(home), labels, files.sha256(path))
 
 
 def shuffled(concepts: ConceptSet, seed: int) -> ConceptSet:

@@ -8,7 +8,9 @@ category off within emotion words but not in the language at large. Both are exa
 larger of the two).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -34,8 +36,8 @@ class Thresholds:
     Attributes:
       q: largest false discovery rate, Benjamini-Hochberg over all categories and live latents of a
         language.
-      coverage: smallest share of the category's words that activate it, so that it is not the latent
-        of one stem (the lists hold at most two forms of a root).
+      coverage: smallest share of the category's words that activate it, so that it is not that of
+        one stem (the lists hold at most two forms of a root).
       density: largest share of the control words that activate it, in any template: words that were
         chosen for length and frequency alone.
       features: fewest latents per category and language with which to go on.
@@ -76,24 +78,20 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class EmotionFeatures:
-    """The features of every emotion.
+    """The features of every emotion, in each language that was studied.
 
     Attributes:
-      english: selection by English words.
-      chinese: selection by Chinese words.
-      shared: per category the latents on both its lists, best first by the larger of the two p.
-      steer: per category the latents that cause it, filled by `emojax.steer`; empty until then. The
-        lists above are those that represent it (*read*).
+      selections: language → selection by its words.
+      shared: per category the latents on its lists of all languages, best first by the largest p;
+        empty with one language, which shares with none.
     """
 
-    english: Selection
-    chinese: Selection
+    selections: Mapping[str, Selection]
     shared: tuple[Int[np.ndarray, " _"], ...]
-    steer: tuple[Int[np.ndarray, " _"], ...] = ()
 
     def read(self, which: Which) -> tuple[Int[np.ndarray, " _"], ...]:
         """Per category the latents that represent it, best first."""
-        return {"en": self.english.lists, "zh": self.chinese.lists, "shared": self.shared}[which]
+        return self.shared if which == "shared" else self.selections[which].lists
 
     def space(self, which: Which) -> Int[np.ndarray, " latents"]:
         """The latents that span the emotion space: all categories' lists together, ascending."""
@@ -160,20 +158,22 @@ def relist(selection: Selection, thresholds: Thresholds) -> Selection:
     return replace(selection, thresholds=thresholds, lists=lists)
 
 
-def combine(english: Selection, chinese: Selection) -> EmotionFeatures:
-    """Puts two languages together; the shared latents of a category are on both its lists.
+def combine(*selections: Selection) -> EmotionFeatures:
+    """Puts languages together; the shared latents of a category are on all its lists.
 
     Raises:
       UserError: a category has fewer latents in a language than its thresholds ask for.
     """
-    for selection in (english, chinese):
+    for selection in selections:
         require(selection)
+    nothing = np.array([], np.int64)
     shared = []
-    for category, (ours, theirs) in enumerate(zip(english.lists, chinese.lists, strict=True)):
-        both = np.intersect1d(ours, theirs)
-        worse = np.maximum(english.p[category, both], chinese.p[category, both])
-        shared.append(both[np.argsort(worse, kind="stable")])
-    return EmotionFeatures(english, chinese, tuple(shared))
+    for category in range(len(CATEGORIES)):
+        lists = [selection.lists[category] for selection in selections]
+        common = reduce(np.intersect1d, lists) if len(lists) > 1 else nothing
+        worst = np.max([selection.p[category, common] for selection in selections], axis=0)
+        shared.append(common[np.argsort(worst, kind="stable")])
+    return EmotionFeatures({s.language: s for s in selections}, tuple(shared))
 
 
 def require(selection: Selection) -> None:

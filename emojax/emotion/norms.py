@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from jaxtyping import Float, Int
 
+from emojax import files
 from emojax.emotion import words as kinship
 from emojax.errors import UserError
 from emojax.lm import sources
@@ -37,6 +38,8 @@ class Norms:
       valence: mean ratings, 1 (unpleasant) to 9 (pleasant).
       arousal: mean ratings, 1 (calm) to 9 (aroused).
       source: the publication to cite.
+      url: where to find it.
+      sha256: of what the ratings were read from: the file, or for CVAW the wheel.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Norms:
     valence: Float[np.ndarray, " words"]
     arousal: Float[np.ndarray, " words"]
     source: str
+    url: str | None = None
+    sha256: str | None = None
 
     @property
     def ratings(self) -> Float[np.ndarray, "words 2"]:
@@ -64,7 +69,8 @@ def glasgow() -> Norms:
     source = "Scott, Keitel, Becirspahic, Yao & Sereno 2019, The Glasgow Norms, CC BY 4.0"
     with resources.as_file(resources.files("emojax") / "data/glasgow_norms.csv") as path:
         norms = read(path, "en", "word", "valence", "arousal")
-    return replace(norms, name="Glasgow Norms", source=source)
+    url = "https://doi.org/10.3758/s13428-018-1099-3"
+    return replace(norms, name="Glasgow Norms", source=source, url=url)
 
 
 def cvaw(cache: Path | None = None) -> Norms:
@@ -73,7 +79,8 @@ def cvaw(cache: Path | None = None) -> Norms:
     Raises:
       UserError: the wheel cannot be fetched, has another hash, or does not hold what it should.
     """
-    return read_cvaw(sources.wheel_file(*CVAW_WHEEL, CVAW_MEMBER, cache))
+    norms = read_cvaw(sources.wheel_file(*CVAW_WHEEL, CVAW_MEMBER, cache))
+    return replace(norms, url="https://doi.org/10.1145/3489141", sha256=CVAW_WHEEL[2])
 
 
 def read_cvaw(path: Path) -> Norms:
@@ -129,7 +136,8 @@ def read(
             f"The norms file {path} is not a table at line {reader.line_num} ({error}); mend that "
             "line."
         ) from None
-    return _checked(path, path.stem, language, f"{path.name}, read from a path", rows)
+    norms = _checked(path, path.stem, language, f"{path.name}, read from a path", rows)
+    return replace(norms, sha256=files.sha256(path))
 
 
 def for_test(norms: Norms, held_out: Sequence[str], count: int, seed: int) -> Norms:
@@ -151,7 +159,7 @@ def _decode(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"The norms file {path} cannot be read ({error.strerror}); check the path."
+            f"The norms file {path} cannot be read ({files.reason(error)}); check the path."
         ) from None
     try:
         return data.decode("utf-8-sig")

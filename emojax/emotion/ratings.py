@@ -186,7 +186,12 @@ def difference(one: Score, other: Score, norms: Norms, target: str, seed: int) -
     return Difference(one.r - other.r, float(low), float(high))
 
 
-def _outer(norms: Norms, folds: int, seed: int) -> Int[np.ndarray, " words"]:
+def check(norms: Norms, folds: int) -> None:
+    """Refuses words whose ratings cannot be predicted, before a model reads them.
+
+    Raises:
+      UserError: there are too few words for the folds, or the ratings do not vary.
+    """
     if len(norms.words) < folds * INNER_FOLDS:
         raise UserError(
             f"{len(norms.words)} rated words of {norms.name} are too few for {folds} folds; take "
@@ -194,6 +199,10 @@ def _outer(norms: Norms, folds: int, seed: int) -> Int[np.ndarray, " words"]:
         )
     if (norms.ratings.std(axis=0) == 0).any():
         raise UserError(f"All words of {norms.name} have one rating; check its columns.")
+
+
+def _outer(norms: Norms, folds: int, seed: int) -> Int[np.ndarray, " words"]:
+    check(norms, folds)
     return kinship.folds(norms.words, norms.language, folds, seed)
 
 

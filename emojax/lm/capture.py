@@ -5,7 +5,7 @@ with the layers that are not asked for.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, overload
 
@@ -114,17 +114,26 @@ def stream(
 
 @overload
 def last_token(
-    lm: LanguageModel, rows: Sequence[Sequence[int]], taps: Tap, label: str | None = None
+    lm: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    taps: Tap,
+    label: str | None = None,
+    done: Callable[[int], object] | None = None,
 ) -> Float[np.ndarray, "rows d_model"]: ...
 @overload
 def last_token(
-    lm: LanguageModel, rows: Sequence[Sequence[int]], taps: list[Tap], label: str | None = None
+    lm: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    taps: list[Tap],
+    label: str | None = None,
+    done: Callable[[int], object] | None = None,
 ) -> dict[Tap, Float[np.ndarray, "rows d_model"]]: ...
 def last_token(
     lm: LanguageModel,
     rows: Sequence[Sequence[int]],
     taps: Tap | list[Tap],
     label: str | None = None,
+    done: Callable[[int], object] | None = None,
 ) -> Float[np.ndarray, "rows d_model"] | dict[Tap, Float[np.ndarray, "rows d_model"]]:
     """The activation of each row's last token, in the order of the rows, as float32.
 
@@ -133,6 +142,7 @@ def last_token(
       rows: token ids, of any lengths.
       taps: one tap, which gives an array, or a list of taps, which gives a dictionary.
       label: what the progress bar says; without it there is none.
+      done: told after every batch how many rows were read, for a bar of the caller's own.
 
     Raises:
       UserError: as `capture`.
@@ -145,6 +155,8 @@ def last_token(
         last = np.maximum(batch.mask.sum(axis=1) - 1, 0)[: len(batch.rows)]
         for tap, values in read.items():
             found[tap][batch.rows] = np.asarray(values)[np.arange(len(last)), last]
+        if done is not None:
+            done(len(batch.rows))
     return found[taps] if isinstance(taps, Tap) else found
 
 

@@ -61,7 +61,7 @@ def build(results: Results) -> str:
         "token": visible_token,
         "json": lambda value: json.dumps(value, ensure_ascii=False, indent=2),
     }
-    languages: tuple[Language, ...] = ("en", "zh")
+    languages = [x for x in figures.LANGUAGES if x in results["features"]["words_per_category"]]
     return environment.get_template("template.html").render(
         r=results,
         languages=languages,
@@ -81,7 +81,7 @@ def build(results: Results) -> str:
         },
         strongest=strongest_words,
         texts=_texts(results["steering"]),
-        outcomes=_outcomes(results["steering"]),
+        outcomes=_outcomes(results["steering"], languages),
         covered=_covered(results["steering"]),
         marked=marked,
     )
@@ -198,7 +198,7 @@ def _texts(steering: Steering | None) -> list[dict[str, Any]]:
     return blocks
 
 
-def _outcomes(steering: Steering | None) -> list[dict[str, Any]]:
+def _outcomes(steering: Steering | None, languages: Sequence[Language]) -> list[dict[str, Any]]:
     """Per emotion: its vector and what became of the texts steered with it, in each language."""
     if steering is None:
         return []
@@ -209,14 +209,12 @@ def _outcomes(steering: Steering | None) -> list[dict[str, Any]]:
             rows.setdefault((row["emotion"], language), []).append(row)
     outcomes = []
     for vector in steering["vectors"]:
-        english, chinese = (
-            rows.get((vector["emotion"], language), []) for language in ("en", "zh")
-        )
+        written = [rows.get((vector["emotion"], language), []) for language in languages]
         outcomes.append(
             {
                 "vector": vector,
-                "words": [_share(row["emotion_words"] for row in x) for x in (english, chinese)],
-                "judged": [_share(row["judged_intended"] for row in x) for x in (english, chinese)],
+                "words": [_share(row["emotion_words"] for row in x) for x in written],
+                "judged": [_share(row["judged_intended"] for row in x) for x in written],
             }
         )
     return outcomes

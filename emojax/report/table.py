@@ -46,7 +46,7 @@ def _verdict(results: Results) -> Iterator[str]:
 
 def _ratings(results: Results) -> Iterator[str]:
     found = {(x["language"], x["target"], x["feature_set"]): x for x in results["ratings"]}
-    columns = [(language, target) for language in _LANGUAGES for target in ("valence", "arousal")]
+    columns = list(dict.fromkeys((language, target) for language, target, _ in found))
     yield (
         "| Pearson r with human ratings [95 % CI] (features) | "
         + " | ".join(f"{_LANGUAGES[language]} {target}" for language, target in columns)
@@ -54,6 +54,8 @@ def _ratings(results: Results) -> Iterator[str]:
     )
     yield "|---|" + "---|" * len(columns)
     for name, title in _SETS.items():
+        if not any((*column, name) in found for column in columns):
+            continue
         cells = []
         for language, target in columns:
             x = found[language, target, name]  # type: ignore[index]

@@ -56,9 +56,7 @@ def train(folder: Path, judged_as: Mapping[str, str], seed: int) -> Judge:
     Raises:
       UserError: a file is missing or not in this form, or an emotion has no texts.
     """
-    names = _read(folder / "labels.txt").split()
-    texts, labels = _single_label(folder / "goemo_train.tsv", names, judged_as)
-    test_texts, test_labels = _single_label(folder / "goemo_test.tsv", names, judged_as)
+    (texts, labels), (test_texts, test_labels) = read(folder, judged_as)
     pipeline = make_pipeline(
         TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=3),
         LogisticRegression(C=3.0, class_weight="balanced", max_iter=300, random_state=seed),
@@ -73,6 +71,18 @@ def train(folder: Path, judged_as: Mapping[str, str], seed: int) -> Judge:
         accuracy=float(accuracy_score(test_labels, predicted)),
         macro_f1=float(f1_score(test_labels, predicted, average="macro")),
     )
+
+
+def read(
+    folder: Path, judged_as: Mapping[str, str]
+) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
+    """The texts and labels to train on, and those to test on; arguments and errors as `train`."""
+    names = _read(folder / "labels.txt").split()
+    train_on, test_on = (
+        _single_label(folder / name, names, judged_as)
+        for name in ("goemo_train.tsv", "goemo_test.tsv")
+    )
+    return train_on, test_on
 
 
 def _single_label(

@@ -63,13 +63,13 @@ class Null:
 
 
 def select(study: Study, material: Mapping[schema.Language, Material]) -> EmotionFeatures:
-    """The emotion features of both languages.
+    """The emotion features of every language.
 
     Raises:
       UserError: an emotion has too few.
     """
     chosen = select_each(study, material)
-    return features.combine(chosen["en"], chosen["zh"])
+    return features.combine(*chosen.values())
 
 
 def select_each(
@@ -108,10 +108,12 @@ def feature_table(
     material: Mapping[schema.Language, Material],
 ) -> schema.Features:
     """Every emotion's latents with their statistics and strongest words; what chance selects."""
-    selections = {"en": found.english, "zh": found.chinese}
+    selections = found.selections
     tops = {language: _top_words(m) for language, m in material.items()}
 
     def rows(language: schema.Language, category: int) -> list[schema.Latent]:
+        if language not in selections:
+            return []
         chosen = selections[language]
         return [
             schema.Latent(
@@ -127,9 +129,10 @@ def feature_table(
             for j in chosen.lists[category]
         ]
 
-    names_zh = {c: material["zh"].concepts.of(c)[0] for c in CATEGORIES}
+    chinese = concepts.load("zh")
+    thresholds = next(iter(selections.values())).thresholds
     return schema.Features(
-        rule={**dataclasses.asdict(found.english.thresholds)},
+        rule={**dataclasses.asdict(thresholds)},
         words_per_category={
             str(language): len(m.concepts.words) / len(CATEGORIES)
             for language, m in material.items()
@@ -147,7 +150,7 @@ def feature_table(
         categories=[
             schema.CategoryFeatures(
                 emotion=category,
-                name_zh=names_zh[category],
+                name_zh=chinese.of(category)[0],
                 en=rows("en", index),
                 zh=rows("zh", index),
                 shared=[int(j) for j in found.shared[index]],
@@ -180,8 +183,8 @@ def spaces(
 ) -> list[schema.Space]:
     """The emotion space of each language, over the latents of its own lists."""
     drawn = []
-    for language in LANGUAGES:
-        m, latents = material[language], found.space(language)
+    for language, m in material.items():
+        latents = found.space(language)
         human = space.category_ratings(m.concepts, m.norms)
         built = space.build(m.concepts, m.concept.trained, latents)
         arguments = (m.concepts, m.concept.trained, latents, human)
@@ -227,8 +230,10 @@ def across(
     found: EmotionFeatures,
     null: Mapping[schema.Language, Null],
     material: Mapping[schema.Language, Material],
-) -> schema.CrossLanguage:
-    """How far the two languages' spaces agree: in geometry, and latent by latent."""
+) -> schema.CrossLanguage | None:
+    """How far two languages' spaces agree: in geometry, and latent by latent; None with one."""
+    if len(material) < 2:
+        return None
 
     def agreement(form: str, latents: Mapping[schema.Language, np.ndarray]) -> space.Correlation:
         english, chinese = (
@@ -246,7 +251,7 @@ def across(
         "untrained": agreement("untrained", untrained),
     }
     jaccard, by_chance = _overlap(
-        found.english.lists, found.chinese.lists, study.permutations, study.seed
+        found.read("en"), found.read("zh"), study.permutations, study.seed
     )
     return schema.CrossLanguage(
         rdm_spearman=schema.Estimate(value=rho.r, ci_low=rho.low, ci_high=rho.high),
@@ -299,27 +304,30 @@ def compare(
     null: Mapping[schema.Language, Null],
     material: Mapping[schema.Language, Material],
 ) -> tuple[list[schema.Rating], list[schema.Scatter], list[schema.Difference]]:
-    """Predicts human ratings from the features and from every baseline, on the same folds."""
+    """Predicts human ratings from the features and from every baseline, on the same folds.
+
+    With one language there are no shared latents and nothing to transfer from.
+    """
     rated: list[schema.Rating] = []
     scatters: list[schema.Scatter] = []
     differences: list[schema.Difference] = []
-    for language in LANGUAGES:
-        m = material[language]
+    for language, m in material.items():
         sets, outside = _feature_sets(study, found, null, material, language)
         scores: dict[str, dict[str, ratings.Score]] = {}
         for name, x in tqdm({**sets, **outside}.items(), f"ratings, {language}", unit="set"):
             count = study.null_permutations if name == "space" else 0
             scores |= ratings.compare({name: x}, m.tested, study.folds, count, study.seed)
-        both = found.space("shared")
-        other = material["zh" if language == "en" else "en"]
-        scores["transfer"] = ratings.transfer(
-            other.rated.trained[:, both],
-            other.tested,
-            m.rated.trained[:, both],
-            m.tested,
-            study.seed,
-        )
-        widths = {name: x.shape[1] for name, x in sets.items()} | {"transfer": len(both)}
+        widths = {name: x.shape[1] for name, x in sets.items()}
+        for other in (material[another] for another in material if another != language):
+            both = found.space("shared")
+            scores["transfer"] = ratings.transfer(
+                other.rated.trained[:, both],
+                other.tested,
+                m.rated.trained[:, both],
+                m.tested,
+                study.seed,
+            )
+            widths["transfer"] = len(both)
         for target in TARGETS:
             # The draw in the middle stands for all the draws from outside the space.
             draws = sorted(outside, key=lambda name: scores[name][target].r)
@@ -339,6 +347,8 @@ def compare(
                 "dense",
                 "transfer",
             ):
+                if name not in mine:
+                    continue
                 gap = ratings.difference(mine["space"], mine[name], m.tested, target, study.seed)
                 differences.append(
                     schema.Difference(
@@ -365,18 +375,19 @@ def _feature_sets(
     m = material[language]
     inside = found.space(language)
     untrained = features.ranked(null[language].untrained, len(inside))
-    sets = {
-        "space": m.rated.trained[:, inside],
-        "intersection": m.rated.trained[:, found.space("shared")],
+    sets = {"space": m.rated.trained[:, inside]}
+    if len(material) > 1:
+        sets["intersection"] = m.rated.trained[:, found.space("shared")]
+    sets |= {
         "all_latents": m.rated.trained,
         "untrained": m.rated.untrained[:, untrained],
         "dense": m.rated.dense,
         "length": ratings.surface(m.tested, m.rated.n_tokens),
     }
-    others = found.space("zh" if language == "en" else "en")
+    spaces = np.concatenate([found.space(each) for each in material])
     outside = {
         f"outside {draw}": m.rated.trained[
-            :, features.outside(m.control.trained, inside, others, study.seed + draw)
+            :, features.outside(m.control.trained, inside, spaces, study.seed + draw)
         ]
         for draw in range(study.outside_draws)
     }

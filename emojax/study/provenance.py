@@ -7,19 +7,20 @@ import json
 import os
 import platform
 import resource
+import subprocess
 import sys
 from collections.abc import Mapping
-from importlib import resources
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from emojax import files
-from emojax.emotion import norms
+import emojax
 from emojax.lm.model import LanguageModel
 from emojax.report import results as schema
 from emojax.sae.artefact import Artefact
 from emojax.study.analysis import Material
+from emojax.study.bars import NAMES
 from emojax.study.settings import Study
 
 _PACKAGES = (
@@ -55,13 +56,27 @@ def run(
         started=started.isoformat(timespec="seconds"),
         machine=f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.platform()}",
         versions={"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        | {name: importlib.metadata.version(name) for name in _PACKAGES}
+        | _commit(Path(emojax.__file__).parent.parent),
         seeds={"study": settings.seed, "untrained dictionary": trained.sae.config.seed},
         config=json.loads(json.dumps(dataclasses.asdict(settings))),
         seconds=dict(seconds),
         peak_memory_gib=peak / (2**30 if sys.platform == "darwin" else 2**20),
         sources=_sources(lm, trained, material),
     )
+
+
+def _commit(checkout: Path) -> dict[str, str]:
+    """The commit of a checkout, "-dirty" with changes; nothing where emojax is installed alone."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        found = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, check=False, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    known = (checkout / ".git").exists() and found.returncode == 0
+    return {"emojax commit": found.stdout.strip()} if known else {}
 
 
 def model(lm: LanguageModel, trained: Artefact) -> schema.Model:
@@ -126,7 +141,13 @@ def notes(settings: Study) -> list[str]:
         f"“Outside” is the middle one of {settings.outside_draws} random draws of as many latents "
         "outside the space, matched in density.",
     ]
-    if settings.judge is None:
+    if len(settings.languages) < 2:
+        said.append(
+            f"This run studied {NAMES[settings.languages[0]]} alone: no latents are shared, no "
+            "regression is carried over, and the bars that need the other language are not "
+            "measured."
+        )
+    if settings.judge is None and "en" in settings.languages:
         said.append(
             "No classifier judged the texts: give one the GoEmotions data with "
             "--set study.judge=FOLDER."
@@ -137,8 +158,26 @@ def notes(settings: Study) -> list[str]:
 def _sources(
     lm: LanguageModel, trained: Artefact, material: Mapping[schema.Language, Material]
 ) -> list[schema.Source]:
-    with resources.as_file(resources.files("emojax") / "data/glasgow_norms.csv") as glasgow:
-        glasgow_hash = files.sha256(glasgow)
+    read = [
+        schema.Source(
+            name=m.norms.name,
+            role=f"{NAMES[language]} ratings",
+            licence=m.norms.source,
+            url=m.norms.url,
+            sha256=m.norms.sha256,
+        )
+        for language, m in material.items()
+    ]
+    read += [
+        schema.Source(
+            name=f"Concept-sets, {NAMES[language]}",
+            role=f"{NAMES[language]} words of each emotion",
+            licence="Apache-2.0",
+            url=None,
+            sha256=m.concepts.sha256,
+        )
+        for language, m in material.items()
+    ]
     return [
         schema.Source(
             name=lm.name,
@@ -154,20 +193,7 @@ def _sources(
             url=None,
             sha256=trained.fingerprint,
         ),
-        schema.Source(
-            name=material["en"].norms.name,
-            role="English ratings",
-            licence=material["en"].norms.source,
-            url="https://doi.org/10.3758/s13428-018-1099-3",
-            sha256=glasgow_hash,
-        ),
-        schema.Source(
-            name=material["zh"].norms.name,
-            role="Chinese ratings",
-            licence=material["zh"].norms.source,
-            url="https://doi.org/10.1145/3489141",
-            sha256=norms.CVAW_WHEEL[2],
-        ),
+        *read,
     ]
 
 

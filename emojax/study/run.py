@@ -1,27 +1,60 @@
-"""A study from beginning to end; each stage is kept, so that a rerun goes on from the last one."""
+"""A study from beginning to end; each stage is kept, so that a rerun goes on from the last one.
+
+Everything that can be wrong with the input is looked at before the model reads a word.
+"""
 
 import datetime
+import functools
+import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from emojax import files
-from emojax.emotion import concepts, controls, norms
+from emojax.emotion import concepts, controls, norms, ratings, space
+from emojax.emotion.concepts import CATEGORIES, ConceptSet
+from emojax.emotion.controls import Controls
 from emojax.emotion.norms import Norms
-from emojax.lm import sources
+from emojax.errors import UserError
+from emojax.lm import sources, text
+from emojax.lm.batching import check_rows
 from emojax.lm.capture import Tap
 from emojax.lm.model import LanguageModel
-from emojax.report import html
 from emojax.report import results as schema
 from emojax.report.results import Results
 from emojax.sae import artefact
 from emojax.sae.artefact import Artefact
+from emojax.steer import judge
 from emojax.study import analysis, bars, provenance, steering, words
 from emojax.study.analysis import Coded, Material
 from emojax.study.settings import Study
+
+
+class Lists(NamedTuple):
+    """The words of one language that a model is to read.
+
+    Attributes:
+      concepts: the concept words.
+      controls: their control words.
+      norms: the whole norm.
+      tested: the words on which ratings are predicted.
+    """
+
+    concepts: ConceptSet
+    controls: Controls
+    norms: Norms
+    tested: Norms
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All of them, each once."""
+        return tuple(
+            dict.fromkeys([*self.concepts.words, *self.controls.words, *self.tested.words])
+        )
 
 
 def study(settings: Study, output: Path, command: str) -> Results:
@@ -37,16 +70,25 @@ def study(settings: Study, output: Path, command: str) -> Results:
         writable. Earlier results stay as they are.
     """
     started = datetime.datetime.now(datetime.UTC)
-    files.writable_dir(output)
-    kept = output / "cache"
     seconds: dict[str, float] = {}
+    with _stage("check the input", seconds):
+        _require_drawing()
+        files.writable_dir(output)
+        trained = artefact.load(settings.sae)
+        if settings.judge is not None:
+            judge.read(Path(settings.judge), {c: c for c in CATEGORIES})
+        for language in settings.languages:
+            check(settings, language)
+    kept = output / "cache"
 
     with _stage("load the model", seconds):
         lm = sources.load(settings.model)
-        trained = artefact.load(settings.sae, lm)
+        artefact.check_fits(trained.sae.config, lm)
+        for language in settings.languages:
+            check_text(settings, lm, language)
     with _stage("read words", seconds):
         material = {
-            language: read(settings, lm, trained, language, kept) for language in analysis.LANGUAGES
+            language: read(settings, lm, trained, language, kept) for language in settings.languages
         }
     with _stage("select features", seconds):
         found = analysis.select(settings, material)
@@ -77,6 +119,9 @@ def study(settings: Study, output: Path, command: str) -> Results:
         notes=provenance.notes(settings),
     )
     results["bars"] = bars.judge(results)
+    # Here, since it needs the packages that `_require_drawing` asks for.
+    from emojax.report import html
+
     schema.write(results, output / "results.json")
     html.write(results, output / "report.html")
     return results
@@ -91,6 +136,65 @@ def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - begun, 2)
 
 
+def _require_drawing() -> None:
+    missing = [name for name in ("jinja2", "matplotlib") if not importlib.util.find_spec(name)]
+    if missing:
+        raise UserError(
+            f"The report is made with {' and '.join(missing)}, which the base install leaves out; "
+            "run: pip install 'emojax[demo]'."
+        )
+
+
+@functools.lru_cache
+def lists(settings: Study, language: schema.Language, development: bool) -> Lists:
+    """Draws the words of a language; the norm is read, or fetched, for it.
+
+    Args:
+      settings: the study.
+      language: "en" or "zh".
+      development: draw the tested words from those that are left when the study's own are taken
+        away, so that what is chosen on them has not seen these.
+
+    Raises:
+      UserError: the norm cannot be read or fetched.
+    """
+    chosen = concepts.load(language)
+    own = settings.norms(language)
+    if own.path is not None:
+        norm = norms.read(Path(own.path), language, own.word, own.valence, own.arousal)
+    else:
+        norm = norms.glasgow() if language == "en" else norms.cvaw()
+    matched = controls.choose(chosen, settings.seed)
+    aside = [*chosen.words, *matched.words]
+    count = settings.reading.words_per_language
+    tested = norms.for_test(norm, aside, count, settings.seed)
+    if development:
+        tested = norms.for_test(norm, [*aside, *tested.words], count, settings.seed)
+    return Lists(chosen, matched, norm, tested)
+
+
+def check(settings: Study, language: schema.Language) -> None:
+    """Checks what can be checked of a language without the model.
+
+    Raises:
+      UserError: the norm cannot be read, has too few words or rates too few emotions.
+    """
+    drawn = lists(settings, language, False)
+    ratings.check(drawn.tested, settings.folds)
+    space.category_ratings(drawn.concepts, drawn.norms)
+
+
+def check_text(settings: Study, lm: LanguageModel, language: schema.Language) -> None:
+    """Checks what the model is to read and write, without running it.
+
+    Raises:
+      UserError: the tokenizer cannot represent a word, or a prompt is too long for the model.
+    """
+    text.check_words(lm, lists(settings, language, False).words)
+    prompts = text.tokenize(lm, settings.prompts(language))
+    check_rows(lm.config, prompts, settings.writing.max_new_tokens)
+
+
 def read(
     settings: Study,
     lm: LanguageModel,
@@ -103,38 +207,25 @@ def read(
     """Puts one language's concept, control and rated words before the model.
 
     Args:
-      settings: which words, and how they are read.
+      settings: the study.
       lm: the language model.
       trained: the dictionary.
       language: "en" or "zh".
       kept: where residuals are kept.
-      development: take, instead of the words on which ratings are predicted, rated words that are
-        neither among them nor kin to them: for choices that no result may be made of.
+      development: as `lists`.
 
     Raises:
-      UserError: a norm cannot be read, a word not represented, or `kept` not written.
+      UserError: as `lists` and `words.read`.
     """
-    chosen = concepts.load(language)
-    matched = controls.choose(chosen, settings.seed)
-    norm = _norms(language)
-    aside = [*chosen.words, *matched.words]
-    count = settings.reading.words_per_language
-    tested = norms.for_test(norm, aside, count, settings.seed)
-    if development:
-        tested = norms.for_test(norm, [*aside, *tested.words], count, settings.seed)
-    templates = {"en": settings.reading.templates_en, "zh": settings.reading.templates_zh}
+    drawn = lists(settings, language, development)
     place = Tap(trained.sae.config.layer, trained.sae.config.site)
-    everything = list(dict.fromkeys([*aside, *tested.words]))
-    readings = words.read(lm, place, everything, templates[language], kept, f"words, {language}")
+    templates = settings.templates(language)
+    readings = words.read(lm, place, drawn.words, templates, kept, f"words, {language}")
     coded = [
         _code(trained, words.part(readings, listed))
-        for listed in (chosen.words, matched.words, tested.words)
+        for listed in (drawn.concepts.words, drawn.controls.words, drawn.tested.words)
     ]
-    return Material(chosen, matched, norm, tested, *coded)
-
-
-def _norms(language: schema.Language) -> Norms:
-    return norms.glasgow() if language == "en" else norms.cvaw()
+    return Material(*drawn, *coded)
 
 
 def _code(trained: Artefact, readings: words.Readings) -> Coded:

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from emojax import files
 from emojax.emotion.concepts import CATEGORIES
 from emojax.emotion.features import EmotionFeatures
-from emojax.errors import UserError
 from emojax.lm import text
 from emojax.lm.generate import GenerateSettings, generate
 from emojax.lm.model import LanguageModel
@@ -49,13 +48,7 @@ def steer(
         judge's data cannot be read, or the disk is full.
     """
     writing = study.writing
-    if writing.unsteered < 1:
-        raise UserError(
-            f"The setting writing.unsteered is {writing.unsteered}; make it at least 1, so that "
-            "there is text to compare with."
-        )
-    prompts = [("en", prompt) for prompt in writing.prompts_en]
-    prompts += [("zh", prompt) for prompt in writing.prompts_zh]
+    prompts = [(str(language), p) for language in material for p in study.prompts(language)]
     methods = make_vectors(study, lm, trained, found, material)
     texts = [
         written
@@ -108,15 +101,15 @@ def make_vectors(
 ) -> dict[str, list[SteeringVector]]:
     """A vector per emotion by each method: latents, difference of means, chance.
 
-    An emotion's latents are those on its English or its Chinese list, each weighted with its mean
-    activation on the emotion's concept words of both languages.
+    An emotion's latents are those on its list of any language, each weighted with its mean
+    activation on the emotion's concept words of all languages.
     """
     place = (trained.sae.config.layer, trained.sae.config.site)
     latents: dict[str, dict[int, float]] = {}
     concepts: dict[str, np.ndarray] = {}
     controls: dict[str, np.ndarray] = {}
     for index, category in enumerate(CATEGORIES):
-        listed = np.union1d(found.english.lists[index], found.chinese.lists[index])
+        listed = np.unique(np.concatenate([found.read(lang)[index] for lang in material]))
         own = [m.concepts.labels == index for m in material.values()]
         codes = [m.concept.trained[mine] for m, mine in zip(material.values(), own, strict=True)]
         weights = np.mean([c[:, listed].mean(axis=0) for c in codes], axis=0)

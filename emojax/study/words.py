@@ -22,6 +22,7 @@ from emojax.sae import coder
 from emojax.sae.coder import SparseAutoencoder
 
 _CHUNK = 2048  # rows between two savings
+_LAYOUT = 1  # of the files; another number reads the words anew
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,17 +60,27 @@ def read(
 
     Raises:
       UserError: the tokenizer cannot represent a word, or the folder is full or not writable.
+        Nothing is read before there is room for all of it.
     """
     rows = [text.word_rows(lm, words, template) for template in templates]
     flat = [row for template in rows for row in template]
     # Rows of a length together: fewer shapes to compile, less padding.
     order = sorted(range(len(flat)), key=lambda i: len(flat[i]))
     residuals = np.empty((len(flat), lm.config.d_model), np.float32)
+    parts = [order[start : start + _CHUNK] for start in range(0, len(order), _CHUNK)]
+    files.writable_dir(folder)
+    paths = [folder / _name(lm, tap, [flat[i] for i in part]) for part in parts]
+    absent = sum(len(part) for part, path in zip(parts, paths, strict=True) if not path.exists())
+    files.require_room(folder, absent * lm.config.d_model * residuals.itemsize)
     with tqdm(total=len(flat), desc=label, unit="row") as bar:
-        for start in range(0, len(order), _CHUNK):
-            part = order[start : start + _CHUNK]
-            residuals[part] = _chunk(lm, tap, [flat[i] for i in part], folder)
-            bar.update(len(part))
+        for part, path in zip(parts, paths, strict=True):
+            kept = _kept(path, (len(part), lm.config.d_model))
+            if kept is not None:
+                bar.update(len(part))
+            else:
+                kept = capture.last_token(lm, [flat[i] for i in part], tap, done=bar.update)
+                _keep(path, kept)
+            residuals[part] = kept
     shape = (len(templates), len(words), lm.config.d_model)
     return Readings(tuple(words), residuals.reshape(shape), _word_lengths(lm, rows, templates))
 
@@ -100,18 +111,25 @@ def directions(readings: Readings) -> Float[np.ndarray, "words d_model"]:
     return (readings.residuals / norms).mean(axis=0)
 
 
-def _chunk(
-    lm: LanguageModel, tap: Tap, rows: Sequence[Sequence[int]], folder: Path
-) -> Float[np.ndarray, "rows d_model"]:
-    key = repr((lm.fingerprint, tap, [tuple(map(int, row)) for row in rows]))
-    path = folder / f"residuals-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
-    if path.exists():
-        return np.load(path, allow_pickle=False)
-    found = capture.last_token(lm, rows, tap)
-    files.require_room(files.writable_dir(folder), found.nbytes)
+def _name(lm: LanguageModel, tap: Tap, rows: Sequence[Sequence[int]]) -> str:
+    """A file's name, which says all that its residuals depend on."""
+    key = repr((_LAYOUT, lm.fingerprint, tap, [tuple(map(int, row)) for row in rows]))
+    return f"residuals-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+
+
+def _kept(path: Path, shape: tuple[int, int]) -> Float[np.ndarray, "rows d_model"] | None:
+    """What a file holds; None where there is none or it is damaged, so that it is made anew."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = isinstance(found, np.ndarray) and found.dtype == np.float32 and found.shape == shape
+    return found if fits and np.isfinite(found).all() else None
+
+
+def _keep(path: Path, residuals: Float[np.ndarray, "rows d_model"]) -> None:
     with files.atomic(path) as partial, partial.open("wb") as file:
-        np.save(file, found, allow_pickle=False)
-    return found
+        np.save(file, residuals, allow_pickle=False)
 
 
 def _word_lengths(

@@ -111,12 +111,11 @@ def test_shared_lists_and_spaces():
     planted_and_shared = np.arange(26 * planted.PLANTED)
     assert np.isin(planted_and_shared, both.space("shared")).mean() > 0.95
     for category in range(26):
-        expected = set(both.english.lists[category]) & set(both.chinese.lists[category])
+        expected = set(both.read("en")[category]) & set(both.read("zh")[category])
         assert set(both.shared[category]) == expected
     assert set(both.space("shared")) <= set(both.space("en")) & set(both.space("zh"))
     assert (np.diff(both.space("en")) > 0).all()
-    assert both.read("zh") is both.chinese.lists
-    assert both.steer == ()
+    assert both.read("zh") is both.selections["zh"].lists
 
 
 def test_ranking_needs_no_threshold(found):

@@ -58,6 +58,15 @@ def numbers(value: object) -> list[float]:
     return [float(value)] if isinstance(value, int | float) else []
 
 
+def assert_same(one: schema.Results, other: schema.Results) -> None:
+    """Every number but those of the run itself, to 1e-3."""
+    parts = set(schema.Results.__annotations__) - {"run", "notes"}
+    assert parts >= {"cross_language", "scatters", "steering"}
+    for part in parts:
+        assert len(numbers(one[part])) > 0, part
+        assert numbers(one[part]) == pytest.approx(numbers(other[part]), abs=1e-3), part
+
+
 def test_it_leaves_a_report_the_results_and_a_table(finished):
     output, printed = finished
     found = schema.read(output / "results.json")
@@ -75,12 +84,13 @@ def test_a_rerun_gives_the_same_numbers(finished):
     kept = {path: path.stat().st_mtime_ns for path in (output / "cache").iterdir()}
     assert run(output).returncode == 0
     after = schema.read(output / "results.json")
-    for part in ("sae", "features", "ratings", "differences", "spaces", "steering", "bars"):
-        assert numbers(after[part]) == pytest.approx(numbers(before[part]), abs=1e-3), part
+    assert_same(after, before)
     assert {path: path.stat().st_mtime_ns for path in (output / "cache").iterdir()} == kept
 
 
-def test_ctrl_c_and_a_rerun_goes_on(tmp_path: Path):
+def test_ctrl_c_and_a_rerun_goes_on_and_another_folder_gives_the_same(
+    finished: tuple[Path, str], tmp_path: Path
+):
     process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 600
     while not list(tmp_path.glob("cache/residuals-*.npy")):
@@ -98,6 +108,8 @@ def test_ctrl_c_and_a_rerun_goes_on(tmp_path: Path):
     assert run(tmp_path).returncode == 0
     for path, written in first.items():
         assert path.stat().st_mtime_ns == written
+    # Nothing of the first run was at hand here: residuals and texts were made anew.
+    assert_same(schema.read(tmp_path / "results.json"), schema.read(finished[0] / "results.json"))
 
 
 def test_an_emotion_with_too_few_features_leaves_earlier_results(finished):
@@ -107,6 +119,28 @@ def test_an_emotion_with_too_few_features_leaves_earlier_results(finished):
     assert done.returncode == 1
     assert "error: Too few features" in done.stderr
     assert "Traceback" not in done.stderr
+    assert (output / "results.json").read_bytes() == before
+
+
+def test_bad_norms_are_named_before_the_model_is_loaded_and_leave_earlier_results(
+    finished, tmp_path: Path
+):
+    output, _ = finished
+    before = (output / "results.json").read_bytes()
+    norms = tmp_path / "mine.csv"
+    norms.write_text("Word,V,A\njoy,8.1,6.2\ngrief,nan,5.1\n")
+    columns = {
+        "study.norms_en.word": "Word",
+        "study.norms_en.valence": "V",
+        "study.norms_en.arousal": "A",
+    }
+    done = run(output, **{"study.norms_en.path": str(norms)}, **columns)
+    assert done.returncode == 1
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "mine.csv gives the word 'grief' at line 3 the valence 'nan'" in said
+    assert "Traceback" not in done.stderr
+    assert "check the input" in done.stdout
+    assert "load the model" not in done.stdout
     assert (output / "results.json").read_bytes() == before
 
 
@@ -133,7 +167,7 @@ def test_help_names_the_flags():
         capture_output=True,
         text=True,
     )
-    for flag in ("--config", "--set", "--output"):
+    for flag in ("--config", "--set", "--output", "study.norms_en.path", "bars"):
         assert flag in done.stdout
     assert "report.html" in done.stdout
 

@@ -310,7 +310,11 @@ def make(seed: int = 0) -> Results:
             "jaccard_p": 0.0001,
             "n_shared": 70,
             "controls": [
-                {"of": of, "rdm_spearman": estimate(0.2, 0.6), "rdm_p": 0.01}
+                {
+                    "of": of,
+                    "rdm_spearman": {"value": 0.4, "ci_low": 0.3, "ci_high": 0.5},
+                    "rdm_p": 0.01,
+                }
                 for of in ("dense", "untrained")
             ],
         },

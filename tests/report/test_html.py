@@ -9,6 +9,7 @@ import synthetic_results
 
 from emojax.errors import UserError
 from emojax.report import html
+from emojax.report.table import markdown
 
 SECTIONS = [
     "summary",
@@ -172,6 +173,35 @@ def test_what_was_left_out_is_said(found):
     assert "this run has one language" in text
     plain["steering"] = None
     assert "This run steered nothing." in Page(html.build(plain)).text
+
+
+def test_a_run_of_one_language_shows_that_one_alone(found):
+    alone = copy.deepcopy(found)
+    alone["cross_language"] = None
+    del alone["features"]["words_per_category"]["zh"]
+    for category in alone["features"]["categories"]:
+        category.update(zh=[], shared=[])
+    alone["spaces"], alone["scatters"] = [], []  # quicker to make
+    for part in ("ratings", "differences"):
+        alone[part] = [x for x in alone[part] if x["language"] == "en"]
+    steering = alone["steering"]
+    english = [i for i, p in enumerate(steering["prompts"]) if p["language"] == "en"]
+    steering["prompts"] = [steering["prompts"][i] for i in english]
+    steering["rows"] = [
+        row | {"prompt": english.index(row["prompt"])}
+        for row in steering["rows"]
+        if row["prompt"] in english
+    ]
+    steering["summary"] = [x for x in steering["summary"] if x["language"] == "en"]
+    text = Page(html.build(alone)).text
+    assert "emotions, in English: what space they span" in text
+    for said in ("Word, English", "Strongest words, English"):
+        assert said in text
+        assert said.replace("English", "Chinese") not in text
+    assert "∩" not in text
+    ratings = next(line for line in markdown(alone).splitlines() if "Pearson r" in line)
+    assert "English valence" in ratings
+    assert "Chinese" not in ratings
 
 
 def test_bad_results_leave_the_earlier_report(tmp_path, found):

@@ -37,7 +37,7 @@ def null(both):
 def test_planted_latents_are_found_and_few_others(found):
     for category in range(len(CATEGORIES)):
         planted = set(range(PLANTED * category, PLANTED * (category + 1)))
-        for selection in (found.english, found.chinese):
+        for selection in found.selections.values():
             assert planted <= set(selection.lists[category].tolist())
             assert len(selection.lists[category]) <= PLANTED + 1
         assert planted <= set(found.shared[category].tolist())
@@ -98,6 +98,26 @@ def test_few_latents_are_enough_where_they_hold_the_ratings(both):
     for language in ("en", "zh"):
         assert r[language, "valence", "trained", 1] > 0.9
         assert abs(r[language, "valence", "untrained", 50]) < 0.35
+
+
+def test_one_language_shares_nothing_and_transfers_nothing(both, found, null):
+    alone, own_null = {"en": both["en"]}, {"en": null["en"]}
+    own = analysis.select(STUDY, alone)
+    assert [list(x) for x in own.read("en")] == [list(x) for x in found.read("en")]
+    assert not any(map(len, own.shared))
+    assert analysis.across(STUDY, own, own_null, alone) is None
+    assert [space["language"] for space in analysis.spaces(STUDY, own, alone)] == ["en"]
+    table = analysis.feature_table(own, own_null, alone)
+    schema._check(table, schema.Features, "features")
+    assert list(table["words_per_category"]) == ["en"]
+    assert [x["language"] for x in table["passing"]] == ["en"]
+    assert not any(category["zh"] or category["shared"] for category in table["categories"])
+    rated, scatters, differences = analysis.compare(STUDY, own, own_null, alone)
+    for part in (rated, scatters, differences):
+        assert {x["language"] for x in part} == {"en"}
+    measured = {x["feature_set"] for x in rated}
+    assert measured == set(schema.FeatureSet.__args__) - {"intersection", "transfer"}
+    assert {x["other"] for x in differences} == measured - {"space", "length"}
 
 
 def test_an_emotion_without_features_is_named(both):

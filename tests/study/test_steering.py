@@ -39,8 +39,7 @@ ROWS = WRITING.unsteered + 3 * len(CATEGORIES)
 def selection(language):
     table = np.zeros((len(CATEGORIES), LATENTS))
     lists = tuple(np.arange(PLANTED * c, PLANTED * (c + 1)) for c in range(len(CATEGORIES)))
-    counts = np.zeros(len(CATEGORIES), int)
-    return Selection(language, Thresholds(), *[table] * 5, table[0], counts, lists)
+    return Selection(language, Thresholds(), *[table] * 5, table[0], lists)
 
 
 def residuals(coded, seed):
@@ -61,7 +60,7 @@ def inputs():
             m, concept=residuals(m.concept, seed), control=residuals(m.control, seed + 2)
         )
     lists = selection("en")
-    found = EmotionFeatures(lists, selection("zh"), shared=lists.lists)
+    found = EmotionFeatures({"en": lists, "zh": selection("zh")}, shared=lists.lists)
     return tiny_model(), Artefact(sae, sae, {}, {}, "a" * 64), found, both
 
 
@@ -219,11 +218,13 @@ def test_no_unsteered_texts_and_an_emotion_without_latents_are_refused(inputs, t
     with pytest.raises(UserError, match=r"writing\.unsteered is 0"):
         steering.steer(with_writing(unsteered=0), *inputs, tmp_path)
     lm, trained, found, both = inputs
-    lists = (*found.english.lists[:-1], np.array([], int))
+    lists = (*found.read("en")[:-1], np.array([], int))
     poor = dataclasses.replace(
         found,
-        english=dataclasses.replace(found.english, lists=lists),
-        chinese=dataclasses.replace(found.chinese, lists=lists),
+        selections={
+            language: dataclasses.replace(selected, lists=lists)
+            for language, selected in found.selections.items()
+        },
     )
     with pytest.raises(UserError, match=f"emotion {CATEGORIES[-1]} has no latents"):
         steering.steer(STUDY, lm, trained, poor, both, tmp_path)
