@@ -220,10 +220,10 @@ def _outcomes(steering: Steering | None, languages: Sequence[Language]) -> list[
     return outcomes
 
 
-def _covered(steering: Steering | None) -> list[tuple[str, list[str]]]:
-    """What the summary's intervals cover, with the measures that it holds for."""
+def _covered(steering: Steering | None) -> list[tuple[str, str]]:
+    """What the summary's intervals cover, each with the measures that it holds for, in words."""
     names = {
-        "emotion_word": "words",
+        "emotion_word": "word",
         "emotion_word_gain": "more than unsteered",
         "judged_intended": "judged",
         "perplexity_ratio": "perplexity ratio",
@@ -231,17 +231,16 @@ def _covered(steering: Steering | None) -> list[tuple[str, list[str]]]:
         "repetition": "repetition",
         "language_switch": "other script",
     }
-    found: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, dict[str, dict[str, None]]] = {}
     for row in steering["summary"] if steering else []:
         texts = "unsteered texts" if row["method"] == "none" else "steered texts"
         for name, shown in names.items():
             estimate = row[name]  # type: ignore[literal-required]
             if estimate is not None and estimate["covers"]:
-                measures = found.setdefault(estimate["covers"], {}).setdefault(texts, [])
-                measures += [] if shown in measures else [shown]
+                found.setdefault(estimate["covers"], {}).setdefault(texts, {})[shown] = None
     return [
-        (covers, [f"{', '.join(m)} of {texts}" for texts, m in by.items()])
-        for covers, by in found.items()
+        (covers, "; ".join(f"{texts}: {', '.join(shown)}" for texts, shown in by_texts.items()))
+        for covers, by_texts in found.items()
     ]
 
 

@@ -4,11 +4,11 @@ Texts of one prompt are alike, and so are those meant for one emotion. What anot
 draw anew is prompts and emotions, and the sampler's seeds, so these are resampled: prompts and
 emotions independently of each other (the pigeonhole bootstrap, Owen 2007, doi:10.1214/07-AOAS122),
 several texts of one prompt (and emotion) within it. Of n things n - 1 are drawn, which makes the
-variance of a mean unbiased (Rao & Wu 1988, doi:10.1080/01621459.1988.10478591): with five prompts a
-plain bootstrap's would be a fifth too small.
+variance of a mean unbiased (Rao & Wu 1988, doi:10.1080/01621459.1988.10478591): with four prompts a
+plain bootstrap's would be a quarter too small.
 
 What differs between single texts is counted by each of these draws, so the intervals are wide
-where that is all there is; with few prompts that differ much they are narrow. For five prompts and
+where that is all there is; with few prompts that differ much they are narrow. For four prompts and
 no true difference, `tests/steer/test_bootstrap.py` holds the first to 1.6 times (shares: 1.8 times)
 the width that they should have, and the second to a coverage of four in five or more.
 """

@@ -57,14 +57,12 @@ class Writing:
         "The letter arrived this morning. I",
         "When I got home that evening,",
         "On the way to work this morning",
-        "My neighbour told me that she",
     )
     prompts_zh: Texts = (
         "我看着窗外，",
         "今天早上收到了一封信，我",
         "那天晚上回到家，",
         "在上班的路上，我们",
-        "邻居告诉我，",
     )
     unsteered: int = 8  # texts per prompt, each with its own seed, that steered ones are held to
     strength: float = 0.1  # fraction of each token's residual norm

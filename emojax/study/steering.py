@@ -27,7 +27,7 @@ from emojax.study.settings import Study
 
 VECTORS = "steering.safetensors"
 _PROMOTED = 8  # tokens shown per vector
-_LAYOUT = 2  # of the kept texts: change it whenever the same settings make other texts or fields
+_LAYOUT = 3  # of the kept texts: change it whenever the same settings make other texts or fields
 
 
 def steer(
@@ -152,10 +152,11 @@ def _write(
     row = text.tokenize(lm, [prompt])[0]
     # The prompt is read as it is, but for its last token, where the text begins.
     push = vectors.stack([vector for _, vector in chosen], writing.strength, start=len(row) - 1)
-    # Each unsteered text has a seed of its own. Steered ones draw from the first's: they differ
-    # from it, and from each other, by what steers them alone.
-    seeds = np.random.SeedSequence([study.seed, index]).generate_state(writing.unsteered).tolist()
-    seeds += seeds[:1] * (len(chosen) - len(seeds))
+    # Each unsteered text has a seed of its own. The emotions draw from these in turn, every method
+    # alike: a steered text differs from its unsteered one, and from those of the other methods, by
+    # what steers it alone, and no one seed is behind all that is compared.
+    own = np.random.SeedSequence([study.seed, index]).generate_state(writing.unsteered).tolist()
+    seeds = own + [own[i % len(own)] for each in methods.values() for i in range(len(each))]
     written = generate(lm, [row] * len(chosen), settings, [push], seeds)
     perplexity = evaluate.perplexities(lm, [row] * len(chosen), written.tokens)
     texts = [

@@ -96,8 +96,8 @@ def test_the_page_says_what_each_steering_interval_covers(found):
     for row in other["steering"]["summary"]:
         row["perplexity_ratio"]["covers"] = "prompts only"
     said = Page(html.build(other)).text
-    assert "synthetic prompts and emotions for words, more than unsteered" in said
-    assert "prompts only for perplexity ratio of steered texts, perplexity ratio of" in said
+    assert "synthetic prompts and emotions (steered texts: word, more than unsteered," in said
+    assert "prompts only (steered texts: perplexity ratio; unsteered texts: perplexity" in said
 
 
 def test_ids_are_unique_and_links_lead_somewhere(text):

@@ -101,10 +101,10 @@ def test_the_interval_covers_no_difference_about_as_often_as_it_says(
     random = np.random.default_rng(0)
 
     def draw():
-        prompts, steering = random.normal(size=(2, 5, 1, 1))
-        plain = prompts + 0.5 * random.normal(size=(5, 8, 1))
+        prompts, steering = random.normal(size=(2, 4, 1, 1))
+        plain = prompts + 0.5 * random.normal(size=(4, 8, 1))
         values = prompts + spread_of_prompts * steering + 0.2 * random.normal(size=(1, 1, 26))
-        return values + 0.5 * random.normal(size=(5, 1, 26)), plain
+        return values + 0.5 * random.normal(size=(4, 1, 26)), plain
 
     held, width = coverage(draw)
     assert held >= least
@@ -115,8 +115,8 @@ def test_shares_of_one_distribution_differ_by_nothing():
     random = np.random.default_rng(1)
 
     def draw():
-        rate = random.beta(2, 8, size=(5, 1, 26))
-        shares = random.random((5, 1, 26)) < rate, random.random((5, 8, 26)) < rate
+        rate = random.beta(2, 8, size=(4, 1, 26))
+        shares = random.random((4, 1, 26)) < rate, random.random((4, 8, 26)) < rate
         return [x.astype(float) for x in shares]
 
     held, width = coverage(draw)
