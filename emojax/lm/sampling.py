@@ -1,7 +1,8 @@
 """Choosing next tokens from logits: penalty, temperature, top-k, top-p; every setting is data.
 
-Nothing here sorts the vocabulary: a cut is found by bisection and a token by inverting the
-cumulative distribution, block by block, which takes a few passes over 262,144 logits.
+Nothing here sorts the vocabulary: a cut lies within the highest scores or is found by bisection,
+and a token by inverting the cumulative distribution, block by block: few passes over 262,144
+logits.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 _BLOCKS = 512
 _BISECTIONS = 40
+_HIGHEST = 2048  # scores that are looked through for a cut before all of them are
 
 
 class Sampling(NamedTuple):
@@ -98,6 +100,24 @@ def _cut(
     Scores are at most 0. Equal scores are kept or cut together.
     """
     weights = weigh(scores)
+    highest, where = lax.top_k(scores, min(_HIGHEST, scores.shape[-1]))
+    total = jnp.cumsum(jnp.take_along_axis(weights, where, axis=-1), axis=-1)
+    within = jnp.all(total[:, -1] >= target)
+    last = jnp.argmax(total >= target, axis=-1)[:, None]
+    low = lax.cond(
+        within,
+        lambda: jnp.take_along_axis(highest, last, axis=-1)[:, 0],
+        lambda: _bisected(scores, weights, target),
+    )
+    return jnp.where(scores >= low[:, None], scores, -jnp.inf)
+
+
+def _bisected(
+    scores: Float[Array, "batch vocab"],
+    weights: Float[Array, "batch vocab"],
+    target: Float[Array, ""],
+) -> Float[Array, " batch"]:
+    """The lowest score that `_cut` keeps, however many are above it."""
     lowest = jnp.min(jnp.where(scores > -jnp.inf, scores, 0.0), axis=-1)
 
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -106,8 +126,7 @@ def _cut(
         enough = jnp.sum(jnp.where(scores >= middle[:, None], weights, 0.0), axis=-1) >= target
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    low, _ = lax.fori_loop(0, _BISECTIONS, halve, (lowest, jnp.zeros_like(lowest)))
-    return jnp.where(scores >= low[:, None], scores, -jnp.inf)
+    return lax.fori_loop(0, _BISECTIONS, halve, (lowest, jnp.zeros_like(lowest)))[0]
 
 
 def _invert(

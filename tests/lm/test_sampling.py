@@ -103,3 +103,18 @@ def test_a_token_without_weight_is_never_drawn():
         found = np.asarray(_invert(jnp.asarray(weights), jnp.full(4, uniform, jnp.float32)))
         assert found[:3].tolist() == [0, 1999, 700]
         assert found[3] == (3 if uniform < 0.5 else 1500)
+
+
+def test_a_cut_within_the_highest_scores_is_the_one_that_bisection_finds(monkeypatch):
+    from emojax.lm import sampling
+
+    scores = jnp.asarray(RNG.normal(size=(4, 300)) * 3, jnp.float32)
+    scores = scores.at[:, 7].set(scores[:, 9])  # equal ones
+    scores = scores - scores.max(axis=-1, keepdims=True)
+    for target in (0.05, 0.5, 0.95, 0.99):
+        cuts = []
+        for highest in (300, 40, 1):  # always within, sometimes, never
+            monkeypatch.setattr(sampling, "_HIGHEST", highest)
+            cuts.append(_cut(scores, lambda s: jax.nn.softmax(s, axis=-1), jnp.float32(target)))
+        np.testing.assert_array_equal(cuts[0], cuts[1])
+        np.testing.assert_array_equal(cuts[0], cuts[2])
