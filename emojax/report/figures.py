@@ -19,10 +19,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
+from emojax.report.names import FEATURE_SETS, LANGUAGES, METHODS
 from emojax.report.results import (
-    FeatureSet,
     Language,
-    Method,
     Rating,
     Sae,
     Scatter,
@@ -30,24 +29,6 @@ from emojax.report.results import (
     SteeringSummary,
     Target,
 )
-
-LANGUAGES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
-FEATURE_SETS: dict[FeatureSet, str] = {
-    "space": "Emotion features",
-    "intersection": "… shared by both languages",
-    "all_latents": "All latents",
-    "outside": "As many outside the space",
-    "untrained": "As many, untrained dictionary",
-    "dense": "Residual stream (dense)",
-    "transfer": "Shared, from the other language",
-    "length": "Length, tokens, frequency",
-}
-METHODS: dict[Method, str] = {
-    "sae": "Emotion features",
-    "diffmean": "DiffMean",
-    "random": "Random direction",
-    "none": "Unsteered",
-}
 
 _INK = "#010203"  # stands for currentColor until the SVG is written
 _BLUE, _ORANGE, _GREY = "#1f77b4", "#d1661c", "#8a8a8a"

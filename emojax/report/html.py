@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from emojax import files
-from emojax.report import figures
+from emojax.report import figures, names
 from emojax.report.results import (
     CategoryFeatures,
     Continuation,
@@ -61,13 +61,13 @@ def build(results: Results) -> str:
         "token": visible_token,
         "json": lambda value: json.dumps(value, ensure_ascii=False, indent=2),
     }
-    languages = [x for x in figures.LANGUAGES if x in results["features"]["words_per_category"]]
+    languages = [x for x in names.LANGUAGES if x in results["features"]["words_per_category"]]
     return environment.get_template("template.html").render(
         r=results,
         languages=languages,
-        language_names=figures.LANGUAGES,
-        set_names=figures.FEATURE_SETS,
-        method_names=figures.METHODS,
+        language_names=names.LANGUAGES,
+        set_names=names.FEATURE_SETS,
+        method_names=names.METHODS,
         figures=_figures(results),
         verdicts={
             name: sum(bar["met"] is met for bar in results["bars"])

@@ -102,6 +102,8 @@ class Sae(TypedDict):
     k: int
     training_tokens: int
     fingerprint: str
+    # Whether it was measured, when it was made, on the very weights that this run used.
+    measured_on_these_weights: bool
     trained: SaeMetrics
     untrained: SaeMetrics
 

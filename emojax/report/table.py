@@ -2,25 +2,8 @@
 
 from collections.abc import Iterator
 
+from emojax.report.names import FEATURE_SETS, LANGUAGES, METHODS
 from emojax.report.results import Estimate, Results
-
-_SETS = {
-    "space": "emotion features of the language",
-    "intersection": "features shared by both languages",
-    "transfer": "shared features, trained on the other language",
-    "outside": "as many latents outside the space",
-    "untrained": "as many latents, untrained dictionary",
-    "all_latents": "all latents",
-    "dense": "dense residual stream",
-    "length": "word length, tokens, frequency",
-}
-_LANGUAGES = {"en": "English", "zh": "Chinese"}
-_METHODS = {
-    "none": "unsteered",
-    "sae": "emotion features",
-    "diffmean": "difference of means",
-    "random": "random direction",
-}
 
 
 def markdown(results: Results) -> str:
@@ -49,11 +32,11 @@ def _ratings(results: Results) -> Iterator[str]:
     columns = list(dict.fromkeys((language, target) for language, target, _ in found))
     yield (
         "| Pearson r with human ratings [95 % CI] (features) | "
-        + " | ".join(f"{_LANGUAGES[language]} {target}" for language, target in columns)
+        + " | ".join(f"{LANGUAGES[language]} {target}" for language, target in columns)
         + " |"
     )
     yield "|---|" + "---|" * len(columns)
-    for name, title in _SETS.items():
+    for name, title in FEATURE_SETS.items():
         if not any((*column, name) in found for column in columns):
             continue
         cells = []
@@ -74,7 +57,7 @@ def _few_latents(results: Results) -> Iterator[str]:
     columns = list(dict.fromkeys((language, target) for language, target, _, _ in found))
     yield (
         "| r from the best few latents, trained / untrained | "
-        + " | ".join(f"{_LANGUAGES[language]} {target}" for language, target in columns)
+        + " | ".join(f"{LANGUAGES[language]} {target}" for language, target in columns)
         + " |"
     )
     yield "|---|" + "---|" * len(columns)
@@ -92,15 +75,15 @@ def _controls(results: Results) -> Iterator[str]:
     yield "|---|---|---|---|"
     for x in results["features"]["passing"]:
         yield (
-            f"| {_LANGUAGES[x['language']]} | {x['trained']} | {x['untrained']} | {x['shuffled']} |"
+            f"| {LANGUAGES[x['language']]} | {x['trained']} | {x['untrained']} | {x['shuffled']} |"
         )
     cross = results["cross_language"]
     if cross is not None:
-        forms = {"dense": "dense residual stream", "untrained": "as many untrained latents"}
+        forms = {"dense": FEATURE_SETS["dense"], "untrained": FEATURE_SETS["untrained"]}
         yield ""
         yield "| agreement of the two languages' dissimilarities, Spearman's ρ [95 % CI] | |"
         yield "|---|---|"
-        yield f"| emotion features | {_estimate(cross['rdm_spearman'], '.3f')} |"
+        yield f"| {FEATURE_SETS['space']} | {_estimate(cross['rdm_spearman'], '.3f')} |"
         for x in cross["controls"]:
             yield f"| {forms[x['of']]} | {_estimate(x['rdm_spearman'], '.3f')} |"
 
@@ -133,7 +116,7 @@ def _steering(results: Results) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|"
     for row in steering["summary"]:
-        title = f"{_LANGUAGES[row['language']]}, {_METHODS[row['method']]}"
+        title = f"{LANGUAGES[row['language']]}, {METHODS[row['method']]}"
         cells = [
             _estimate(row["emotion_word"], ".1%"),
             _estimate(row["emotion_word_gain"], ".1%"),

@@ -10,8 +10,10 @@ minus unsteered; T2 is exp of the mean log perplexity, steered minus unsteered, 
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
 from emojax.report import results as schema
+from emojax.report.names import LANGUAGES
 from emojax.report.results import (
     Bar,
     CrossLanguage,
@@ -22,8 +24,6 @@ from emojax.report.results import (
     Space,
     Target,
 )
-
-NAMES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
 
 
 def judge(results: Results) -> list[Bar]:
@@ -38,14 +38,16 @@ def judge(results: Results) -> list[Bar]:
 
 
 def _dictionary(results: Results) -> Iterator[Bar]:
-    sae = results["sae"]["trained"]
-    yield schema.bar(
-        "S1", "The dictionary leaves little of held-out variance unexplained", "≤", 0.10, sae["fvu"]
-    )
-    yield schema.bar("S2", "Few latents are dead on held-out text", "≤", 0.05, sae["dead_share"])
-    yield schema.bar(
-        "S3", "Spliced into the model it keeps the loss", "≥", 0.90, sae["loss_recovered"]
-    )
+    # Measured when the dictionary was made; of other weights than that model's they say nothing.
+    sae = results["sae"]["trained"] if results["sae"]["measured_on_these_weights"] else None
+    bars: list[tuple[str, str, Literal["≥", "≤"], float, str]] = [
+        ("S1", "The dictionary leaves little of held-out variance unexplained", "≤", 0.10, "fvu"),
+        ("S2", "Few latents are dead on held-out text", "≤", 0.05, "dead_share"),
+        ("S3", "Spliced into the model it keeps the loss", "≥", 0.90, "loss_recovered"),
+    ]
+    for name, statement, relation, bar, field in bars:
+        value = sae[field] if sae else None  # type: ignore[literal-required]
+        yield schema.bar(name, statement, relation, bar, value)
 
 
 def _space(spaces: list[Space]) -> Iterator[Bar]:
@@ -55,8 +57,8 @@ def _space(spaces: list[Space]) -> Iterator[Bar]:
             found = [abs(c["r"]) for c in space["correlations"] if c["target"] == target]
             yield schema.bar(
                 f"A {space['language']} {target}",
-                f"One of the leading components of the {NAMES[space['language']]} emotion space "
-                f"is {target}: largest absolute r",
+                f"One of the leading components of the {LANGUAGES[space['language']]} emotion "
+                f"space is {target}: largest absolute r",
                 "≥",
                 bar,
                 max(found, default=None),
@@ -79,12 +81,12 @@ def _ratings(ratings: list[Rating]) -> Iterator[Bar]:
     for (language, target), bar in bars.items():
         yield schema.bar(
             f"B {language} {target}",
-            f"Emotion features predict human {target} of {NAMES[language]} words: r",
+            f"Emotion features predict human {target} of {LANGUAGES[language]} words: r",
             "≥",
             bar,
             r.get((language, target, "space")),
         )
-    for language, name in NAMES.items():
+    for language, name in LANGUAGES.items():
         yield schema.bar(
             f"C {language}",
             f"{name} valence: emotion features beat as many latents outside the space, Δr",
@@ -133,7 +135,7 @@ def _steering(results: Results) -> Iterator[Bar]:
     steering = results["steering"]
     summaries = [] if steering is None else steering["summary"]
     found = {(s["language"], s["method"]): s for s in summaries}
-    for language, name in NAMES.items():
+    for language, name in LANGUAGES.items():
         steered = found.get((language, "sae"))
         gain = steered["emotion_word_gain"] if steered else None
         yield schema.bar(

@@ -18,9 +18,9 @@ import numpy as np
 import emojax
 from emojax.lm.model import LanguageModel
 from emojax.report import results as schema
+from emojax.report.names import LANGUAGES
 from emojax.sae.artefact import Artefact
 from emojax.study.analysis import Material
-from emojax.study.bars import NAMES
 from emojax.study.settings import Study
 
 _PACKAGES = (
@@ -95,7 +95,7 @@ def model(lm: LanguageModel, trained: Artefact) -> schema.Model:
     )
 
 
-def sae(trained: Artefact) -> schema.Sae:
+def sae(lm: LanguageModel, trained: Artefact) -> schema.Sae:
     """The dictionary, with the metrics that its artefact was shipped with."""
     config = trained.sae.config
     return schema.Sae(
@@ -104,6 +104,7 @@ def sae(trained: Artefact) -> schema.Sae:
         k=config.k,
         training_tokens=trained.record["tokens"]["train"],
         fingerprint=trained.fingerprint,
+        measured_on_these_weights=trained.record["model"]["fingerprint"] == lm.fingerprint,
         trained=_metrics(trained, "trained"),
         untrained=_metrics(trained, "untrained"),
     )
@@ -143,7 +144,7 @@ def notes(settings: Study) -> list[str]:
     ]
     if len(settings.languages) < 2:
         said.append(
-            f"This run studied {NAMES[settings.languages[0]]} alone: no latents are shared, no "
+            f"This run studied {LANGUAGES[settings.languages[0]]} alone: no latents are shared, no "
             "regression is carried over, and the bars that need the other language are not "
             "measured."
         )
@@ -161,7 +162,7 @@ def _sources(
     read = [
         schema.Source(
             name=m.norms.name,
-            role=f"{NAMES[language]} ratings",
+            role=f"{LANGUAGES[language]} ratings",
             licence=m.norms.source,
             url=m.norms.url,
             sha256=m.norms.sha256,
@@ -170,8 +171,8 @@ def _sources(
     ]
     read += [
         schema.Source(
-            name=f"Concept-sets, {NAMES[language]}",
-            role=f"{NAMES[language]} words of each emotion",
+            name=f"Concept-sets, {LANGUAGES[language]}",
+            role=f"{LANGUAGES[language]} words of each emotion",
             licence="Apache-2.0",
             url=None,
             sha256=m.concepts.sha256,

@@ -106,7 +106,7 @@ def study(settings: Study, output: Path, command: str) -> Results:
         schema=schema.SCHEMA,
         run=provenance.run(settings, lm, trained, material, command, started, seconds),
         model=provenance.model(lm, trained),
-        sae=provenance.sae(trained),
+        sae=provenance.sae(lm, trained),
         features=analysis.feature_table(found, null, material),
         ratings=rated,
         few_latents=few,

@@ -240,6 +240,7 @@ def make(seed: int = 0) -> Results:
             "k": 64,
             "training_tokens": 16_600_000,
             "fingerprint": "cd" * 32,
+            "measured_on_these_weights": True,
             "trained": {**metrics},
             "untrained": {
                 **metrics,

@@ -6,7 +6,7 @@ sys.path.append(str(Path(__file__).parent.parent / "report"))
 import pytest
 import synthetic_results
 
-from emojax.report import table
+from emojax.report import names, table
 from emojax.study import bars
 
 pytestmark = pytest.mark.smoke
@@ -68,7 +68,7 @@ def test_the_table_shows_the_gain_over_unsteered_text(results):
     column = header.split(" | ").index("more than unsteered")
     for row in results["steering"]["summary"]:
         gain = row["emotion_word_gain"]
-        title = f"{table._LANGUAGES[row['language']]}, {table._METHODS[row['method']]}"
+        title = f"{names.LANGUAGES[row['language']]}, {names.METHODS[row['method']]}"
         (line,) = (x for x in lines if x.startswith(f"| {title} ("))
         cell = line.split(" | ")[column]
         assert cell.startswith(f"{gain['value']:.1%}" if gain else "–")
@@ -80,3 +80,9 @@ def test_the_table_shows_a_missed_bar_as_missed(results):
     line = next(x for x in table.markdown(results).splitlines() if x.startswith("| S1"))
     assert "**missed**" in line
     assert "0.500" in line
+
+
+def test_what_was_measured_on_other_weights_is_not_measured(results):
+    results["sae"]["measured_on_these_weights"] = False
+    found = {bar["name"]: bar["met"] for bar in bars.judge(results)}
+    assert [found[name] for name in ("S1", "S2", "S3")] == [None] * 3

@@ -71,7 +71,8 @@ def test_the_model_and_the_dictionary_have_the_schema(lm):
     model = provenance.model(lm, trained)
     schema._check(model, schema.Model, "model")
     assert (model["n_layers"], model["layer"]) == (7, 3)
-    sae = provenance.sae(trained)
+    sae = provenance.sae(lm, trained)
+    assert sae["measured_on_these_weights"] is False  # it was made for another model
     schema._check(sae, schema.Sae, "sae")
     assert sae["trained"]["loss_recovered"] is None
 

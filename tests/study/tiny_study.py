@@ -43,7 +43,7 @@ def dictionary() -> Artefact:
     return Artefact(
         sae=sae,
         untrained=sae,
-        record={"tokens": {"train": 100}},
+        record={"tokens": {"train": 100}, "model": {"fingerprint": "tiny"}},
         evaluation={"trained": measured, "untrained": measured, "loss": {}},
         fingerprint="ab" * 32,
     )
