@@ -4,7 +4,7 @@ import importlib
 import types
 from collections.abc import Callable
 
-NAMES = ("reference", "xla", "triton")
+NAMES = ("reference", "xla", "triton", "pallas_tpu")
 
 
 def module(op: str, implementation: str) -> types.ModuleType:
