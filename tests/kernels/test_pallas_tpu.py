@@ -207,9 +207,12 @@ def test_vmap_runs_once_per_entry():
 def test_errors_name_what_is_supported(monkeypatch):
     x, w, b, _, _ = dictionary(Shape(2, 16, 64, 4))
     values, indices = code(Shape(2, 16, 64, 4))
-    monkeypatch.setattr(visits, "_MOST_CHUNKS", 0)
-    with pytest.raises(ValueError, match=r"tokens \* k is 8; supported: at most 0 at this width"):
+    monkeypatch.setattr(visits, "_WORDS", 7)  # six for two blocks of latents
+    with pytest.raises(ValueError, match=r"tokens \* k is 8 with n=64; supported: at most 0"):
         products.scatter_sum(values, indices, x, 64)
+    wide = Shape(2, 4097, 40, 2)
+    with pytest.raises(ValueError, match="with d=4097; supported: d up to 4096"):
+        step(*problem(wide, RowAdam()), settings=RowAdam(), implementation="pallas_tpu")
     monkeypatch.setattr(pallas_launch, "MODE", "")
     with pytest.raises(ValueError, match="'pallas_tpu' on cpu; supported: a TPU, or EMOJAX_PALLAS"):
         topk_encode(x, w, b, 4, implementation="pallas_tpu")

@@ -46,7 +46,7 @@ def fused_row_update(
             jnp.zeros((1, a.shape[1]), a.dtype) for a in (x, error, values, indices)
         )
     chunk = work.chunk_size(d, 2)
-    products.check_entries(indices, chunk)
+    products.check_entries(indices, n, chunk)
     visits = work.by_latent(indices, n, chunk)
     pack, blocks = products.pack_of(x), visits.start.size - 1
     weight = values.reshape(-1).astype(jnp.float32)[visits.position]

@@ -32,7 +32,7 @@ def gather_sum(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Ar
     def of(values: jax.Array, indices: jax.Array) -> jax.Array:
         return _sum(values, work.by_token(indices, chunk), rows, values.shape[0])
 
-    return map_blocks(of, work.most_entries(chunk) // k, values, indices)
+    return map_blocks(of, work.most_tokens(k, chunk), values, indices)
 
 
 def scatter_sum(values: jax.Array, indices: jax.Array, e: jax.Array, n: int) -> jax.Array:
@@ -43,7 +43,7 @@ def scatter_sum(values: jax.Array, indices: jax.Array, e: jax.Array, n: int) -> 
     if not e.shape[0]:
         return jnp.zeros((n, e.shape[1]), jnp.float32)
     chunk = work.chunk_size(e.shape[1], 1)
-    check_entries(indices, chunk)
+    check_entries(indices, n, chunk)
     return _sum(values, work.by_latent(indices, n, chunk), e, n)
 
 
@@ -57,15 +57,16 @@ def gather_dot(e: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
     def of(e: jax.Array, indices: jax.Array) -> jax.Array:
         return _dot(e, indices, rows, chunk)
 
-    return map_blocks(of, work.most_entries(chunk) // k, e, indices)
+    return map_blocks(of, work.most_tokens(k, chunk), e, indices)
 
 
-def check_entries(indices: jax.Array, chunk: int) -> None:
+def check_entries(indices: jax.Array, n: int, chunk: int) -> None:
     """Raise ValueError if a code has more entries than the scalar memory can keep account of."""
-    if indices.size > work.most_entries(chunk):
+    most = work.most_entries(n, chunk)
+    if indices.size > most:
         raise ValueError(
-            f"implementation='pallas_tpu': tokens * k is {indices.size}; supported: at most "
-            f"{work.most_entries(chunk)} at this width; split the batch."
+            f"implementation='pallas_tpu': tokens * k is {indices.size} with n={n}; supported: at "
+            f"most {max(most, 0)}."
         )
 
 

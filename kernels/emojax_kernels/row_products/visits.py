@@ -20,8 +20,8 @@ BLOCK = 32
 _CHUNK = 128
 # Bytes of gathered rows that wait in vector memory.
 _WAITING = 16 << 20
-# Chunks whose visits fit in scalar memory, of 1 MiB.
-_MOST_CHUNKS = 1 << 16
+# 32-bit words of scalar memory, of 262,144, that a work list may take.
+_WORDS = 220_000
 
 
 @jax.tree_util.register_dataclass
@@ -52,9 +52,14 @@ def chunk_size(d: int, tables: int) -> int:
     return max(8, min(_CHUNK, 1 << (most.bit_length() - 1)))
 
 
-def most_entries(chunk: int) -> int:
-    """Entries of which one kernel call can keep account."""
-    return _MOST_CHUNKS * chunk
+def most_entries(rows: int, chunk: int) -> int:
+    """Entries whose work list fits in scalar memory, with so many output rows."""
+    return (_WORDS - 3 * -(-rows // BLOCK)) // 2 * chunk
+
+
+def most_tokens(k: int, chunk: int) -> int:
+    """Tokens whose work list fits in scalar memory, where they are the output rows."""
+    return int(_WORDS / (3 / BLOCK + 2 * k / chunk))
 
 
 def by_token(indices: jax.Array, chunk: int) -> Visits:
