@@ -156,9 +156,9 @@ def row_update(topology, device, shape, dtype, settings):
 
 
 def sharded_step(topology, devices, shape, dtype):
-    """Two devices over tokens, two over latents; replication checked; a step's gradients."""
+    """Two devices over tokens, the rest over latents; replication checked; a step's gradients."""
     mesh = Mesh(
-        np.array(devices).reshape(2, 2), ("data", "latent"), axis_types=(AxisType.Auto,) * 2
+        np.array(devices).reshape(2, -1), ("data", "latent"), axis_types=(AxisType.Auto,) * 2
     )
     rows = P("latent")
     specs = {"x": P("data"), "w_enc": rows, "b_enc": rows, "w_dec": rows, "b_dec": P()}
