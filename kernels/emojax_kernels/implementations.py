@@ -4,7 +4,7 @@ import importlib
 import types
 from collections.abc import Callable
 
-NAMES = ("reference", "xla", "triton")
+NAMES = ("reference", "xla", "triton", "pallas_tpu")
 
 
 def module(op: str, implementation: str) -> types.ModuleType:
@@ -16,6 +16,7 @@ def find(op: str, implementation: str | None, offered: tuple[str, ...] = NAMES) 
     """The implementation of `op` by name, or the automatic choice for None.
 
     Automatic is "xla": on the CPU the fastest by measurement, elsewhere the one that is proven.
+    "triton" and "pallas_tpu" have not been timed on the hardware that they are for.
 
     Raises:
         ValueError: if `implementation` is none of `offered`.

@@ -53,9 +53,7 @@ def load(moment: Moment) -> jax.Array:
     """The moment in float32, `[n, d]`."""
     if not isinstance(moment, Blockwise):
         return moment.astype(jnp.float32)
-    scales = _spread(moment.scales, moment.codes.shape[1])
-    decode = _first if moment.codes.dtype == jnp.int8 else _second
-    return scales * decode(moment.codes.astype(jnp.float32))
+    return from_codes(moment.codes, _spread(moment.scales, moment.codes.shape[1]))
 
 
 def store(array: jax.Array, like: Moment, bits: jax.Array) -> Moment:
@@ -67,12 +65,23 @@ def store(array: jax.Array, like: Moment, bits: jax.Array) -> Moment:
     n, d = array.shape
     padded = jnp.pad(jnp.abs(array), ((0, 0), (0, -d % BLOCK)))
     scales = padded.reshape(n, -1, BLOCK).max(-1)
-    share = jnp.abs(array) / jnp.maximum(_spread(scales, d), jnp.finfo(jnp.float32).tiny)
-    if like.codes.dtype == jnp.int8:
+    return Blockwise(to_codes(array, _spread(scales, d), like.codes.dtype, bits), scales)
+
+
+def from_codes(codes: jax.Array, scales: jax.Array) -> jax.Array:
+    """What `codes` stand for, each with its own scale: float32."""
+    decode = _first if codes.dtype == jnp.int8 else _second
+    return scales * decode(codes.astype(jnp.float32))
+
+
+def to_codes(array: jax.Array, scales: jax.Array, dtype: jnp.dtype, bits: jax.Array) -> jax.Array:
+    """The codes of float32 `array` with a scale each: int8 of first moments, uint8 of second."""
+    share = jnp.abs(array) / jnp.maximum(scales, jnp.finfo(jnp.float32).tiny)
+    if dtype == jnp.int8:
         magnitude = _code(share, jnp.sqrt(share) * 127, 127, _first, bits)
-        return Blockwise((jnp.sign(array) * magnitude).astype(jnp.int8), scales)
+        return jnp.where(array < 0, -magnitude, magnitude).astype(jnp.int8)
     place = jnp.sqrt(jnp.sqrt(share)) * 256 - 1
-    return Blockwise(_code(share, place, 255, _second, bits).astype(jnp.uint8), scales)
+    return _code(share, place, 255, _second, bits).astype(jnp.uint8)
 
 
 def _code(share, place, last, decode, bits):
@@ -83,7 +92,7 @@ def _code(share, place, last, decode, bits):
 
 
 def _first(code):
-    return jnp.sign(code) * (code / 127) ** 2
+    return (code / 127) * jnp.abs(code / 127)
 
 
 def _second(code):

@@ -21,15 +21,16 @@ def salt(seed: int, step: jax.Array, array: int) -> jax.Array:
     return mix(mix(step.astype(jnp.uint32) * 8 + array) + jnp.uint32(seed))
 
 
-def draw(salt: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint32 `shape` (rows, columns): one draw per position."""
-    row = lax.broadcasted_iota(jnp.uint32, shape, 0)
-    return mix((row * jnp.uint32(shape[1]) + lax.broadcasted_iota(jnp.uint32, shape, 1)) ^ salt)
+def draw(salt: jax.Array, shape: tuple[int, ...], first: jax.Array | int = 0) -> jax.Array:
+    """uint32 `shape` (rows, columns): one draw per position; `first` is the first row's number."""
+    row = (lax.broadcasted_iota(jnp.int32, shape, 0) + first).astype(jnp.uint32)
+    column = lax.broadcasted_iota(jnp.int32, shape, 1).astype(jnp.uint32)
+    return mix((row * jnp.uint32(shape[1]) + column) ^ salt)
 
 
 def uniform(bits: jax.Array) -> jax.Array:
     """float32 in [0, 1), from the upper 24 bits."""
-    return (bits >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+    return (bits >> 8).astype(jnp.int32).astype(jnp.float32) * jnp.float32(2**-24)
 
 
 def to_bfloat16(array: jax.Array, bits: jax.Array) -> jax.Array:
@@ -40,6 +41,6 @@ def to_bfloat16(array: jax.Array, bits: jax.Array) -> jax.Array:
         bits: uint32 of array's shape, of which the lower 16 are used.
     """
     raw = lax.bitcast_convert_type(array, jnp.uint32)
-    up = (raw + (bits & jnp.uint32(0xFFFF))) >> 16
-    rounded = lax.bitcast_convert_type(up.astype(jnp.uint16), jnp.bfloat16)
-    return jnp.where(jnp.isfinite(array), rounded, array.astype(jnp.bfloat16))
+    up = (raw + (bits & jnp.uint32(0xFFFF))) & jnp.uint32(0xFFFF0000)
+    rounded = lax.bitcast_convert_type(up, jnp.float32)
+    return jnp.where(jnp.abs(array) < jnp.inf, rounded, array).astype(jnp.bfloat16)

@@ -31,7 +31,8 @@ def topk_encode(
         k: latents kept per token, 1 <= k <= n; static.
         mask: `[n]`, bool; latents where it is False do not compete (AuxK: the dead ones are True).
         implementation: "reference" (plain `jax.numpy`, differentiated by JAX), "xla", "triton"
-            (NVIDIA), or None for the fastest that is proven on the platform at hand.
+            (NVIDIA), "pallas_tpu" (TPU), or None for the fastest that is proven on the platform at
+            hand.
 
     Returns:
         values: `[tokens, k]`, of x's dtype, non-negative, descending.
