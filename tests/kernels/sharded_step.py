@@ -17,11 +17,11 @@ SHAPE = Shape(8, 24, 640, 4)
 P = jax.P
 
 
-def data_parallel(mesh, *inputs):
+def data_parallel(mesh, scoring, *inputs):
     """Gradients of replicated weights, summed over the shards of the batch."""
 
     def loss(x, w_enc, b_enc, w_dec, b_dec):
-        values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
+        values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k, scoring=scoring)
         return jax.lax.psum(decode_error(values, indices, w_dec, b_dec, x)[0].sum(), "data")
 
     replicated = (P(), P(), P(), P())
@@ -66,11 +66,12 @@ def main() -> None:
         values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
         return decode_error(values, indices, w_dec, b_dec, x)[0].sum()
 
-    for got, want in zip(
-        jax.tree.leaves(data_parallel(mesh, *inputs)), jax.tree.leaves(whole(*inputs)), strict=True
-    ):
-        scale = np.abs(np.asarray(want)).max()
-        np.testing.assert_allclose(np.asarray(got) / scale, np.asarray(want) / scale, atol=2e-5)
+    wanted = jax.tree.leaves(whole(*inputs))
+    for scoring in (None, "float8_e4m3fn"):
+        found = jax.tree.leaves(data_parallel(mesh, scoring, *inputs))
+        for got, want in zip(found, wanted, strict=True):
+            scale = np.abs(np.asarray(want)).max()
+            np.testing.assert_allclose(np.asarray(got) / scale, np.asarray(want) / scale, atol=2e-5)
     x, w_enc, b_enc, w_dec, b_dec = inputs
     values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
     want = sparse_decode(values, indices, w_dec, b_dec)
