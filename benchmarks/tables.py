@@ -45,10 +45,12 @@ def machine(report: dict[str, Any]) -> str:
     """Where the figures come from."""
     loads = [result["load_average"] for result in report["results"].values()]
     used = {name: version for name, version in report["versions"].items() if version}
+    busy = max(loads) > report["cores"]
+    note = " **The machine was busy with other work: provisional.**" if busy else ""
     return (
         f"{report['device']}, {report['machine']}, {report['cores']} cores, Python "
         f"{report['python']}, {', '.join(f'{n} {v}' for n, v in used.items())}; median of "
-        f"{report['repeats']}; load average {min(loads):.1f} to {max(loads):.1f}."
+        f"{report['repeats']}; load average {min(loads):.1f} to {max(loads):.1f}.{note}"
     )
 
 
