@@ -1,50 +1,39 @@
-"""How long each operation of emojax-kernels takes beside plain XLA JAX.
+"""How long each operation takes beside plain XLA JAX and the peers from PyPI.
 
-    python -m benchmarks.kernels [--shapes cpu,gemma] [--dtype float32] [--repeats 20]
+    python -m benchmarks.kernels [--shapes cpu,gemma] [--implementations xla] [--repeats 20]
 
 Prints a table and writes `benchmarks/results/kernels-<platform>.json`. "dense" is the same sum said
-with `x @ w_enc.T`, `lax.top_k`, a masked dense code and `jax.grad`. Contenders take turns, so that
-whatever else the machine does falls on all alike; the time is that of a blocked call, the median of
-`--repeats` (and the least beside it). The activations are Gaussian.
+in plain JAX: `x @ w_enc.T`, `lax.top_k`, a masked dense code, `jax.grad`. Peers that are not
+installed (extra `bench`) have a row that says so. Activations are Gaussian, and real: captured ones
+where the shape has their width, else synthetic ones with their power law (`activations.py`).
 """
 
 import functools
-import json
 import os
-import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from absl import flags
-from emojax_kernels import decode_error, sparse_decode, topk_encode
-from emojax_kernels.shapes import SPEED, Shape
+from emojax_kernels import (
+    RowAdam,
+    RowState,
+    decode_error,
+    fused_row_update,
+    init_rows,
+    sparse_decode,
+    topk_encode,
+)
+from emojax_kernels.shapes import Shape
 from jax import lax
 
-from emojax import errors, files
-from emojax.errors import UserError
+from benchmarks import activations, peers, timing
+from benchmarks.activations import Problem
+from benchmarks.timing import Contender, jitted
+from emojax import errors
 
-SHAPES = flags.DEFINE_list("shapes", ["cpu", "gemma"], "Names in emojax_kernels.shapes.SPEED.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the activations.")
-REPEATS = flags.DEFINE_integer("repeats", 20, "Timed calls per contender.", lower_bound=1)
-IMPLEMENTATIONS = flags.DEFINE_list("implementations", ["xla"], "Beside dense: xla, triton.")
-OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder of the JSON.")
-
-
-def problem(shape: Shape, dtype: str) -> tuple[jax.Array, ...]:
-    """x, w_enc, b_enc, w_dec, b_dec, with Gaussian x and Gaussian rows of unit scale."""
-    rng = np.random.default_rng(0)
-
-    def rows(count: int, scale: float) -> jax.Array:
-        drawn = rng.standard_normal((count, shape.d), np.float32) * np.float32(scale)
-        return jnp.asarray(drawn, dtype)
-
-    unit = shape.d**-0.5
-    bias = jnp.zeros(shape.n), jnp.zeros(shape.d)
-    return rows(shape.tokens, 1.0), rows(shape.n, unit), bias[0], rows(shape.n, unit), bias[1]
+GRADIENTS = "loss and all gradients"
+# What a peer calls each operation; the update of rows is nobody else's.
+OF_PEERS = {"encode": "encode", "decode": "decode", GRADIENTS: "gradients"}
 
 
 def dense_codes(x: jax.Array, w_enc: jax.Array, b_enc: jax.Array, k: int) -> jax.Array:
@@ -68,109 +57,128 @@ def dense_loss(
     return (error.astype(jnp.float32) ** 2).mean()
 
 
-def contenders(shape: Shape, implementations: Sequence[str]) -> dict[str, dict[str, Callable]]:
-    """Operation to contender to a function of `problem`."""
-    k = shape.k
+def contenders(problem: Problem, k: int) -> dict[str, dict[str, Contender | str]]:
+    """Operation to contender."""
+    x, w_enc, b_enc, w_dec, b_dec = problem
+    values, indices = jax.jit(functools.partial(topk_encode, k=k))(x, w_enc, b_enc)
+    settings = RowAdam()
+    cotangent = jax.jit(lambda *a: decode_error(*a)[1] * (2 / x.size))(
+        values, indices, w_dec, b_dec, x
+    )
 
-    def dense_encode(x, w_enc, b_enc, w_dec, b_dec):
-        return lax.top_k(x @ w_enc.T + b_enc, k)
+    def dense_encode(x, w_enc, b_enc):
+        # The values are to be used, or XLA leaves them out.
+        return lax.optimization_barrier(lax.top_k((x @ w_enc.T + b_enc).astype(x.dtype), k))
 
-    def dense_decode(x, w_enc, b_enc, w_dec, b_dec):
-        return dense_codes(x, w_enc, b_enc, k) @ w_dec + b_dec
+    def dense_decode(values, indices, w_dec, b_dec):
+        tokens = jnp.arange(values.shape[0])[:, None]
+        codes = jnp.zeros((values.shape[0], w_dec.shape[0]), values.dtype)
+        return codes.at[tokens, indices].add(values) @ w_dec + b_dec
 
-    def dense(x, w_enc, b_enc, w_dec, b_dec):
-        return dense_loss(x, w_enc, b_enc, w_dec, b_dec, k)
+    def update(rows, x, cotangent, values, indices, name):
+        return fused_row_update(
+            rows,
+            x,
+            cotangent,
+            values,
+            indices,
+            learning_rate=1e-3,
+            settings=settings,
+            implementation=name,
+        )
 
-    def gradients(loss: Callable) -> Callable:
-        return jax.value_and_grad(loss, argnums=range(5))
+    def gradients(loss: Callable) -> Contender:
+        return jitted(jax.value_and_grad(loss, argnums=range(5)), *problem)
 
-    found: dict[str, dict[str, Callable]] = {
-        "encode": {"dense": dense_encode},
-        "encode and decode": {"dense": dense_decode},
-        "loss and all gradients": {"dense": gradients(dense)},
+    def start() -> RowState:
+        wide_enc, wide_dec = (w.astype("float32") for w in (w_enc, w_dec))
+        return init_rows(wide_enc, b_enc, wide_dec, settings)
+
+    def updates(name: str) -> Contender:
+        rest = (x, cotangent, values, indices)
+        step = functools.partial(update, name=name)
+        return jitted(step, *rest, start=start)
+
+    found: dict[str, dict[str, Contender | str]] = {
+        "encode": {"dense": jitted(dense_encode, x, w_enc, b_enc)},
+        "decode": {"dense": jitted(dense_decode, values, indices, w_dec, b_dec)},
+        GRADIENTS: {"dense": gradients(functools.partial(dense_loss, k=k))},
+        "row update": {"dense": updates("reference")},
     }
-    for name in implementations:
+    for name in timing.implementations():
         encode = functools.partial(topk_encode, k=k, implementation=name)
-
-        def decode(x, w_enc, b_enc, w_dec, b_dec, name=name, encode=encode):
-            values, indices = encode(x, w_enc, b_enc)
-            return sparse_decode(values, indices, w_dec, b_dec, implementation=name)
+        decode = functools.partial(sparse_decode, implementation=name)
 
         def loss(x, w_enc, b_enc, w_dec, b_dec, name=name, encode=encode):
             values, indices = encode(x, w_enc, b_enc)
             squared, _ = decode_error(values, indices, w_dec, b_dec, x, implementation=name)
-            return squared.mean() / shape.d
+            return squared.mean() / x.shape[1]
 
-        found["encode"][name] = lambda x, w, b, *_, encode=encode: encode(x, w, b)
-        found["encode and decode"][name] = decode
-        found["loss and all gradients"][name] = gradients(loss)
+        found["encode"][name] = jitted(encode, x, w_enc, b_enc)
+        found["decode"][name] = jitted(decode, values, indices, w_dec, b_dec)
+        found[GRADIENTS][name] = gradients(loss)
+        found["row update"][name] = updates(name)
+    for operation, call in OF_PEERS.items():
+        found[operation] |= peers.contenders(problem, k, call)
     return found
 
 
-def timed(functions: Mapping[str, Callable], arguments: tuple, repeats: int) -> dict[str, dict]:
-    """Median and least milliseconds of each function, taking turns, compiled before."""
-    for function in functions.values():
-        jax.block_until_ready(function(*arguments))
-    taken: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            jax.block_until_ready(function(*arguments))
-            taken[name].append(1e3 * (time.perf_counter() - started))
+def spread(problem: Problem, shape: Shape) -> dict[str, float]:
+    """How unevenly latents fire: the busiest's rate, the median, the share that never does."""
+    x, w_enc, b_enc, _, _ = problem
+    values, indices = jax.jit(functools.partial(topk_encode, k=shape.k))(x, w_enc, b_enc)
+    rates = activations.firing(values, indices, shape.n)
     return {
-        name: {"median_ms": round(float(np.median(t)), 3), "least_ms": round(min(t), 3)}
-        for name, t in taken.items()
+        "busiest": round(float(rates[0]), 5),
+        "median": round(float(jnp.median(rates)), 7),
+        "never": round(float((rates == 0).mean()), 5),
     }
 
 
-def named_shapes(names: Sequence[str]) -> dict[str, Shape]:
-    """The shapes asked for.
-
-    Raises:
-        UserError: for a name that is not in `SPEED`.
-    """
-    unknown = [name for name in names if name not in SPEED]
-    if unknown:
-        raise UserError(f"--shapes: {', '.join(unknown)} unknown; use some of {', '.join(SPEED)}.")
-    return {name: SPEED[name] for name in names}
-
-
-def machine() -> dict[str, str | int | None]:
-    """What the figures were measured on."""
-    return {
-        "device": jax.devices()[0].device_kind,
-        "platform": jax.default_backend(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
-
-
-def write(name: str, report: dict) -> None:
-    """The JSON of one benchmark, whole or not at all."""
-    path = Path(OUTPUT.value) / f"{name}-{jax.default_backend()}.json"
-    with files.atomic(path) as partial:
-        partial.write_text(json.dumps(machine() | report, indent=1) + "\n")
-    print(f"written to {path}")
+def describe(name: str, shape: Shape, kind: str, problem: Problem) -> dict:
+    """Prints what is about to be measured; the same for the JSON."""
+    rates = spread(problem, shape)
+    print(
+        f"{name} (tokens {shape.tokens}, d {shape.d}, n {shape.n}, k {shape.k}), {kind} "
+        f"activations, {problem[0].dtype}: the busiest latent fires on {rates['busiest']:.1%} of "
+        f"the tokens, {rates['never']:.1%} of the latents never; load {os.getloadavg()[0]:.1f}"
+    )
+    return {"shape": vars(shape), "activations": rates, "load_average": os.getloadavg()[0]}
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints, writes."""
     del argv
-    results = {}
-    for name, shape in named_shapes(SHAPES.value).items():
-        print(f"{name}: {shape}, {DTYPE.value}, load average {os.getloadavg()[0]:.1f}")
-        arguments = problem(shape, DTYPE.value)
-        results[name] = {"shape": vars(shape), "load_average": os.getloadavg()[0]}
-        for operation, functions in contenders(shape, IMPLEMENTATIONS.value).items():
-            compiled = {who: jax.jit(f) for who, f in functions.items()}
-            figures = timed(compiled, arguments, REPEATS.value)
-            results[name][operation] = figures
-            for who, figure in figures.items():
-                faster = figures["dense"]["median_ms"] / figure["median_ms"]
-                print(f"  {operation:24s}{who:8s}{figure['median_ms']:10.1f} ms{faster:8.2f} x")
-    write("kernels", {"dtype": DTYPE.value, "repeats": REPEATS.value, "results": results})
+    results, bars, behind = {}, [], []
+    for name, shape in timing.shapes().items():
+        for kind in activations.kinds(name):
+            problem = activations.problem(shape, kind, timing.work_dtype())
+            result = describe(name, shape, kind, problem)
+            for operation, functions in contenders(problem, shape.k).items():
+                print(f"  {operation}")
+                figures = timing.timed(functions, timing.REPEATS.value)
+                print("\n".join(timing.rows(figures, shape.tokens, "dense")), flush=True)
+                result[operation] = figures
+                behind += [_beside_peers(figures)]
+            results[f"{name}, {kind}"] = result
+            if name == "cpu":
+                faster = timing.ratio(result[GRADIENTS], "xla", "dense")
+                on_cpu = jax.default_backend() == "cpu"
+                text = f"cpu, {kind}: {GRADIENTS} at least 2 x dense"
+                bars.append(timing.bar(text, faster, 2.0, on_cpu))
+    measured = [ratio for ratio in behind if ratio is not None]
+    text = "every operation at least as fast as the best peer's (H100; the least ratio)"
+    least = min(measured) if measured else None
+    bars.append(timing.bar(text, least, 1.0, timing.on_h100()))
+    timing.write("kernels", {"repeats": timing.REPEATS.value, "bars": bars, "results": results})
+
+
+def _beside_peers(figures: dict) -> float | None:
+    """The best of our implementations as a multiple of the best peer's speed."""
+    ours = [figures[name].get("median_ms") for name in timing.implementations()]
+    theirs = [figures[name].get("median_ms") for name in peers.MODULES if name in figures]
+    ours, theirs = [t for t in ours if t], [t for t in theirs if t]
+    return min(theirs) / min(ours) if ours and theirs else None
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
     python -m benchmarks.train_step [--shapes cpu,gemma] [--implementations xla] [--repeats 20]
 
-Prints a table and writes `benchmarks/results/train_step-<platform>.json`. Contenders, all with
-float32 weights and moments: "dense" (plain XLA JAX and optax), "<name> + optax" (this package's
-operations and optax), "<name> fused" (`fused_row_update`). Beside them the roofline: the encoder's
-GEMM and one read and write of weights and moments, at the rates that a GEMM of that size and a copy
-reach in the same run. Timing as in `benchmarks.kernels`, whose flags this shares.
+Prints a table, writes `benchmarks/results/train_step-<platform>.json` and a figure of it beside.
+All contenders keep float32 weights and moments, and Adam; products are float32 on a CPU and
+bfloat16 elsewhere. "dense" is plain XLA JAX and optax, "<name> + optax" this package's operations
+and optax, "<name> fused" its `fused_row_update`. Off the CPU, "fused fast" has 8-bit moments and
+bfloat16 weights with stochastic rounding, with "xla" fp8 candidate scoring too. Then the peers
+(`peers.py`). The roofline is the encoder's GEMM and one read and one write of weights and moments,
+at the rates that such a GEMM and an update in place reach in the same run. Timing and flags as in
+`benchmarks.kernels`.
 """
 
 import functools
@@ -17,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from emojax_kernels import RowAdam, decode_error, fused_row_update, init_rows, topk_encode
-from emojax_kernels.shapes import Shape
 
-from benchmarks import kernels
+from benchmarks import activations, figure, kernels, peers, timing
+from benchmarks.activations import Problem
+from benchmarks.timing import Contender, jitted
 from emojax import errors
 
 RATE = 1e-3
+EXACT, FAST = "fused", "fused fast"
 
 
 def unit(rows: jax.Array) -> jax.Array:
@@ -30,11 +35,17 @@ def unit(rows: jax.Array) -> jax.Array:
     return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def with_optax(loss: Callable, optimiser: optax.GradientTransformation) -> Callable:
-    """A step `(params, state, x) -> (params, state)` of any loss `(x, *params)`."""
+def with_optax(loss: Callable, optimiser: optax.GradientTransformation, dtype: str) -> Callable:
+    """A step `((params, state), x)` of any loss `(x, *params)`, computed in `dtype`."""
 
-    def step(params: tuple, state: optax.OptState, x: jax.Array) -> tuple:
-        gradient = jax.grad(lambda params: loss(x, *params))(params)
+    def step(held: tuple, x: jax.Array) -> tuple:
+        params, state = held
+
+        def of(params: tuple) -> jax.Array:
+            w_enc, b_enc, w_dec, b_dec = params
+            return loss(x, w_enc.astype(dtype), b_enc, w_dec.astype(dtype), b_dec)
+
+        gradient = jax.grad(of)(params)
         w_dec = params[2]
         along = (gradient[2] * w_dec).sum(1, keepdims=True)
         gradient = (*gradient[:2], gradient[2] - along * w_dec, gradient[3])
@@ -45,13 +56,23 @@ def with_optax(loss: Callable, optimiser: optax.GradientTransformation) -> Calla
     return step
 
 
-def fused(shape: Shape, settings: RowAdam, optimiser: optax.GradientTransformation, name: str):
-    """A step `((rows, b_dec), state, x)` with the fused update."""
+def fused(
+    k: int,
+    settings: RowAdam,
+    optimiser: optax.GradientTransformation,
+    name: str,
+    scoring: str | None = None,
+) -> Callable:
+    """A step `((rows, b_dec, state), x)` with the fused update."""
 
-    def step(params: tuple, state: optax.OptState, x: jax.Array) -> tuple:
-        rows, b_dec = params
-        values, indices = topk_encode(x, rows.w_enc, rows.b_enc, shape.k, implementation=name)
-        _, error = decode_error(values, indices, rows.w_dec, b_dec, x, implementation=name)
+    def step(held: tuple, x: jax.Array) -> tuple:
+        rows, b_dec, state = held
+        w_enc = rows.w_enc if rows.shadow_enc is None else rows.shadow_enc
+        w_dec = rows.w_dec if rows.shadow_dec is None else rows.shadow_dec
+        values, indices = topk_encode(
+            x, w_enc, rows.b_enc, k, implementation=name, scoring=scoring
+        )[:2]
+        _, error = decode_error(values, indices, w_dec, b_dec, x, implementation=name)
         error = error * (2 / error.size)
         rows = fused_row_update(
             rows,
@@ -63,77 +84,130 @@ def fused(shape: Shape, settings: RowAdam, optimiser: optax.GradientTransformati
             settings=settings,
             implementation=name,
         )
-        updates, state = optimiser.update(error.sum(0), state)
-        return (rows, b_dec + updates), state
+        gradient = error.sum(0, dtype=jnp.float32)
+        updates, state = optimiser.update(gradient, state)
+        return rows, b_dec + updates, state
 
     return step
 
 
-def contenders(shape: Shape, implementations: Sequence[str]) -> tuple[dict, jax.Array]:
-    """Name to `(step, params, state)`, and the batch."""
-    x, w_enc, b_enc, w_dec, b_dec = kernels.problem(shape, "float32")
-    params = (w_enc, b_enc, unit(w_dec), b_dec)
+def contenders(problem: Problem, k: int) -> dict[str, Contender | str]:
+    """The steps by name."""
+    x, w_enc, b_enc, w_dec, b_dec = problem
+    dtype = str(x.dtype)
     optimiser = optax.adam(RATE)
 
+    def parameters() -> tuple:
+        return w_enc.astype("float32"), b_enc, unit(w_dec.astype("float32")), b_dec
+
+    def start() -> tuple:
+        params = parameters()
+        return params, optimiser.init(params)
+
     def sparse(x, w_enc, b_enc, w_dec, b_dec, name):
-        code = topk_encode(x, w_enc, b_enc, shape.k, implementation=name)
-        return decode_error(*code, w_dec, b_dec, x, implementation=name)[0].mean() / shape.d
+        code = topk_encode(x, w_enc, b_enc, k, implementation=name)
+        squared, _ = decode_error(*code, w_dec, b_dec, x, implementation=name)
+        return squared.mean() / x.shape[1]
 
-    def dense(x, w_enc, b_enc, w_dec, b_dec):
-        return kernels.dense_loss(x, w_enc, b_enc, w_dec, b_dec, shape.k)
+    def rows_of(settings: RowAdam, weights: str) -> tuple:
+        w_enc, b_enc, w_dec, b_dec = parameters()
+        rows = init_rows(w_enc.astype(weights), b_enc, w_dec.astype(weights), settings)
+        return rows, b_dec, optimiser.init(b_dec)
 
-    start = (params, optimiser.init(params))
-    found: dict[str, tuple[Callable, Any, Any]] = {"dense": (with_optax(dense, optimiser), *start)}
-    for name in implementations:
-        loss = functools.partial(sparse, name=name)
-        found[f"{name} + optax"] = (with_optax(loss, optimiser), *start)
-        settings = RowAdam()
-        rows = init_rows(w_enc, b_enc, params[2], settings)
-        step = fused(shape, settings, optimiser, name)
-        found[f"{name} fused"] = (step, (rows, b_dec), optimiser.init(b_dec))
-    return found, x
+    def of_rows(name: str, settings: RowAdam, weights: str, scoring: str | None) -> Contender:
+        step = fused(k, settings, optimiser, name, scoring)
+        return jitted(step, x, start=lambda: rows_of(settings, weights))
+
+    dense = functools.partial(kernels.dense_loss, k=k)
+    found: dict[str, Contender | str] = {
+        "dense": jitted(with_optax(dense, optimiser, dtype), x, start=start)
+    }
+    shadow = None if dtype == "float32" else dtype
+    for name in timing.implementations():
+        loss = with_optax(functools.partial(sparse, name=name), optimiser, dtype)
+        found[f"{name} + optax"] = jitted(loss, x, start=start)
+        found[f"{name} {EXACT}"] = of_rows(name, RowAdam(shadow=shadow), "float32", None)
+        if dtype == "bfloat16":
+            scoring = "float8_e4m3fn" if name == "xla" else None
+            found[f"{name} {FAST}"] = of_rows(name, RowAdam(moments="int8"), "bfloat16", scoring)
+    return found | peers.contenders(problem, k, "step")
 
 
-def roofline(shape: Shape, x: jax.Array, w: jax.Array, repeats: int) -> float:
-    """Milliseconds that the step's one GEMM and its weights and moments need at measured rates."""
-    product, copy = jax.jit(lambda x, w: x @ w.T), jax.jit(lambda x, w: w * 2)
-    taken = kernels.timed({"gemm": product, "copy": copy}, (x, w), repeats)
-    # Six matrices (weights, two moments; encoder, decoder) are each read and written once.
-    return taken["gemm"]["least_ms"] + 6 * taken["copy"]["least_ms"]
+def roofline(problem: Problem, repeats: int) -> dict[str, float]:
+    """What the step's one GEMM and its weights and moments need at the rates measured here.
+
+    Returns:
+      `ms`, and the rates: `tflops` of x @ w_enc.T, `gb_per_s` of float32 updated in place.
+    """
+    x, w_enc, *_ = problem
+    taken = timing.timed(
+        {
+            "gemm": jitted(lambda x, w: x @ w.T, x, w_enc),
+            "copy": jitted(lambda w: -w, start=lambda: w_enc.astype("float32")),
+        },
+        repeats,
+    )
+    gemm, copy = taken["gemm"]["least_ms"], taken["copy"]["least_ms"]
+    # Weights and two moments of encoder and decoder are read and written once; bfloat16 copies of
+    # the weights, where there are any, are written: 4 of the copy's 8 bytes per parameter.
+    passes = 6 if x.dtype == jnp.float32 else 6.5
+    return {
+        "ms": round(gemm + passes * copy, 4),
+        "tflops": round(2e-9 * x.shape[0] * w_enc.size / gemm, 3),
+        "gb_per_s": round(8e-6 * w_enc.size / copy, 2),
+    }
+
+
+def bars(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The bars that the project set for one H100, and what became of them."""
+    here, found = timing.on_h100(), []
+
+    def ratio(shape: str, of: str, to: str) -> float | None:
+        return timing.ratio(results.get(f"{shape}, power law", {}).get("steps", {}), of, to)
+
+    for shape, sparsify, fast in (("S", 3.7, 5.0), ("L", 3.0, 4.5)):
+        exact = f"triton {EXACT}"
+        for text, of, to, least in (
+            (f"step at least {sparsify} x sparsify", exact, "sparsify", sparsify),
+            ("step at least 8 x plain XLA", exact, "dense", 8.0),
+            (f"fast step at least {fast} x sparsify", f"triton {FAST}", "sparsify", fast),
+        ):
+            found.append(timing.bar(f"H100, {shape}: {text}", ratio(shape, of, to), least, here))
+        result = results.get(f"{shape}, power law", {})
+        figures = result.get("steps", {}).get(exact, {})
+        share = result["roofline"]["ms"] / figures["median_ms"] if "median_ms" in figures else None
+        found.append(
+            timing.bar(f"H100, {shape}: step at least 0.85 of the roofline", share, 0.85, here)
+        )
+        if shape == "L":
+            room = 17 * 1024 / figures["memory_mib"] if figures.get("memory_mib") else None
+            text = "H100, L: peak memory at most 17 GiB (17 over GiB used)"
+            found.append(timing.bar(text, room, 1.0, here))
+    return found
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints, writes."""
     del argv
-    results = {}
-    repeats = kernels.REPEATS.value
-    for name, shape in kernels.named_shapes(kernels.SHAPES.value).items():
-        steps, x = contenders(shape, kernels.IMPLEMENTATIONS.value)
-        print(f"{name}: {shape}, float32")
-        calls, peaks = {}, {}
-        for who, (step, params, state) in steps.items():
-            leaves, structure = jax.tree.flatten((params, state))
-
-            def run(leaves, x, step=step, structure=structure):
-                return step(*jax.tree.unflatten(structure, leaves), x)
-
-            compiled = jax.jit(run).lower(leaves, x).compile()
-            memory: Any = compiled.memory_analysis()
-            peaks[who] = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-            calls[who] = functools.partial(compiled, leaves)
-        figures = kernels.timed(calls, (x,), repeats)
-        floor = roofline(shape, x, steps["dense"][1][0], repeats)
-        for who, figure in figures.items():
-            figure["tokens_per_second"] = round(1e3 * shape.tokens / figure["median_ms"])
-            figure["memory_mib"] = round(peaks[who] / 2**20)
-            faster = figures["dense"]["median_ms"] / figure["median_ms"]
+    results: dict[str, dict[str, Any]] = {}
+    repeats = timing.REPEATS.value
+    for name, shape in timing.shapes().items():
+        for kind in activations.kinds(name):
+            problem = activations.problem(shape, kind, timing.work_dtype())
+            result = kernels.describe(name, shape, kind, problem)
+            steps = timing.timed(contenders(problem, shape.k), repeats)
+            floor = roofline(problem, repeats)
+            print("\n".join(timing.rows(steps, shape.tokens, "dense")))
             print(
-                f"  {who:14s}{figure['median_ms']:10.1f} ms{faster:8.2f} x"
-                f"{figure['tokens_per_second']:12,d} tokens/s{figure['memory_mib']:8,d} MiB"
+                f"    {'roofline':32s}{floor['ms']:10.2f} ms ({floor['tflops']:.2f} TFLOP/s, "
+                f"{floor['gb_per_s']:.1f} GB/s)",
+                flush=True,
             )
-        print(f"  roofline      {floor:10.1f} ms")
-        results[name] = {"shape": vars(shape), "roofline_ms": round(floor, 3), **figures}
-    kernels.write("train_step", {"repeats": repeats, "results": results})
+            results[f"{name}, {kind}"] = result | {"roofline": floor, "steps": steps}
+    report = {"repeats": repeats, "bars": bars(results), "results": results}
+    timing.write("train_step", report)
+    platform = jax.default_backend()
+    figure.draw(report | timing.machine(), timing.output(f"train_step-{platform}.svg"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from emojax_kernels import decode_error, sparse_decode, topk_encode
+from emojax_kernels import (
+    RowAdam,
+    decode_error,
+    fused_row_update,
+    init_rows,
+    sparse_decode,
+    topk_encode,
+)
 from emojax_kernels.shapes import Shape
 from jax.sharding import AxisType
 from kernel_problems import dictionary
@@ -17,11 +24,11 @@ SHAPE = Shape(8, 24, 640, 4)
 P = jax.P
 
 
-def data_parallel(mesh, *inputs):
+def data_parallel(mesh, scoring, *inputs):
     """Gradients of replicated weights, summed over the shards of the batch."""
 
     def loss(x, w_enc, b_enc, w_dec, b_dec):
-        values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
+        values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k, scoring=scoring)
         return jax.lax.psum(decode_error(values, indices, w_dec, b_dec, x)[0].sum(), "data")
 
     replicated = (P(), P(), P(), P())
@@ -56,6 +63,22 @@ def latent_parallel(mesh, x, w_enc, b_enc, w_dec, b_dec):
     return jax.jit(sharded)(x, w_enc, b_enc, w_dec) + b_dec
 
 
+def update_rows(x, rows):
+    """A fused update of the rows at hand, as if there were no others."""
+    values, indices = topk_encode(x, rows.w_enc, rows.b_enc, SHAPE.k)
+    _, error = decode_error(values, indices, rows.w_dec, jnp.zeros(SHAPE.d), x)
+    return fused_row_update(rows, x, error, values, indices, learning_rate=1e-3, settings=RowAdam())
+
+
+def rows_by_shard(mesh, x, rows):
+    """Each device updates its own latents' rows."""
+    where = jax.tree.map(lambda leaf: P("latent") if leaf.ndim else P(), rows)
+    sharded = jax.shard_map(
+        update_rows, mesh=mesh, in_specs=(P(), where), out_specs=where, check_vma=True
+    )
+    return jax.jit(sharded)(x, rows)
+
+
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", 4)
     mesh = jax.make_mesh((2, 2), ("data", "latent"), axis_types=(AxisType.Auto, AxisType.Auto))
@@ -66,15 +89,27 @@ def main() -> None:
         values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
         return decode_error(values, indices, w_dec, b_dec, x)[0].sum()
 
-    for got, want in zip(
-        jax.tree.leaves(data_parallel(mesh, *inputs)), jax.tree.leaves(whole(*inputs)), strict=True
-    ):
-        scale = np.abs(np.asarray(want)).max()
-        np.testing.assert_allclose(np.asarray(got) / scale, np.asarray(want) / scale, atol=2e-5)
+    wanted = jax.tree.leaves(whole(*inputs))
+    for scoring in (None, "float8_e4m3fn"):
+        found = jax.tree.leaves(data_parallel(mesh, scoring, *inputs))
+        for got, want in zip(found, wanted, strict=True):
+            scale = np.abs(np.asarray(want)).max()
+            np.testing.assert_allclose(np.asarray(got) / scale, np.asarray(want) / scale, atol=2e-5)
     x, w_enc, b_enc, w_dec, b_dec = inputs
     values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
     want = sparse_decode(values, indices, w_dec, b_dec)
     np.testing.assert_allclose(latent_parallel(mesh, *inputs), want, atol=2e-5)
+    rows = init_rows(w_enc, b_enc, w_dec, RowAdam())
+    halves = [
+        jax.tree.map(lambda leaf, part=part: leaf[part] if leaf.ndim else leaf, rows)
+        for part in (slice(0, SHAPE.n // 2), slice(SHAPE.n // 2, SHAPE.n))
+    ]
+    each = [jax.jit(update_rows)(x, half) for half in halves]
+    new = rows_by_shard(mesh, x, rows)
+    for name in ("m_enc", "v_dec", "m_bias", "w_dec"):
+        want = jnp.concatenate([getattr(one, name) for one in each])
+        np.testing.assert_allclose(getattr(new, name), want, rtol=1e-5, atol=1e-6)
+    assert int(new.step) == 1
     print("data parallel and latent parallel steps agree with one device")
 
 

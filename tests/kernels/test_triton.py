@@ -171,6 +171,47 @@ def test_no_tokens():
     assert out.shape == (0, 16)
 
 
+def test_no_tokens_leave_a_row_update_to_adam():
+    settings = RowAdam()
+    rows, *batch = problem(Shape(2, 20, 9, 2), settings)
+    empty = [a[:0] for a in batch]
+    got, want = (
+        step(rows, *empty, settings=settings, implementation=i) for i in ("triton", "reference")
+    )
+    assert_close(got, want)
+    assert int(got.step) == 1 and not got.m_dec.any()
+
+
+def test_a_token_of_nan_stays_alone_in_the_decoder():
+    shape = Shape(3, 20, 30, 2)
+    values, indices = code(shape)
+    x, _, _, w, b = dictionary(shape)
+    spoilt = values.at[1, 0].set(jnp.nan)
+    squared, error = decode_error(spoilt, indices, w, b, x, implementation="triton")
+    want = decode_error(values, indices, w, b, x, implementation="reference")
+    assert np.isnan(squared[1]) and np.isnan(error[1]).all()
+    assert_close((squared[::2], error[::2]), (want[0][::2], want[1][::2]))
+
+
+def test_a_gpu_without_jax_triton_is_an_error_that_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(triton_launch, "INTERPRET", False)
+    monkeypatch.setattr(triton_launch.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setitem(sys.modules, "jax_triton", None)
+    x, w, b, _, _ = dictionary(ODD)
+    with pytest.raises(
+        ImportError, match=r"needs jax-triton .*pip install 'emojax-kernels\[cuda\]'"
+    ):
+        topk_encode(x, w, b, 5, implementation="triton")
+
+
+def test_a_dtype_that_the_kernels_lack_is_an_error():
+    x, w, b, _, _ = dictionary(ODD)
+    with pytest.raises(
+        TypeError, match=r"x float16.*supported: all of them float32 or all of them"
+    ):
+        topk_encode(x.astype("float16"), w.astype("float16"), b, 5, implementation="triton")
+
+
 def test_a_platform_without_an_nvidia_gpu_is_an_error(monkeypatch):
     monkeypatch.setattr(triton_launch, "INTERPRET", False)
     x, w, b, _, _ = dictionary(ODD)

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from emojax_kernels import checks, encoder, implementations
+from emojax_kernels.topk_encode import scoring as scored
+
+SCORING = ("float8_e4m3fn",)
 
 
 def topk_encode(
@@ -14,6 +17,7 @@ def topk_encode(
     *,
     mask: jax.Array | None = None,
     implementation: str | None = None,
+    scoring: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The k largest latents of each token, exactly (TopK SAE: Gao et al. 2024, arXiv 2406.04093).
 
@@ -33,6 +37,9 @@ def topk_encode(
         implementation: "reference" (plain `jax.numpy`, differentiated by JAX), "xla", "triton"
             (NVIDIA), "pallas_tpu" (TPU), or None for the fastest that is proven on the platform at
             hand.
+        scoring: None, or "float8_e4m3fn" to score all latents in 8 bits and decide between the best
+            4 k in float32 ("xla" only). Tokens whose gap does not certify the result are encoded
+            again without it; see `scoring.py` for what the certificate is worth.
 
     Returns:
         values: `[tokens, k]`, of x's dtype, non-negative, descending.
@@ -40,7 +47,8 @@ def topk_encode(
 
     Raises:
         TypeError: for a dtype that is not supported.
-        ValueError: for shapes that do not agree, k outside 1..n or an unknown implementation.
+        ValueError: for shapes that do not agree, k outside 1..n, an unknown implementation, or a
+            scoring that is unknown or not offered by the implementation.
     """
     op = "topk_encode"
     forward = implementations.find(op, implementation)
@@ -48,6 +56,14 @@ def topk_encode(
     if mask is not None:
         checks.mask(op, mask, w_enc.shape[0])
         b_enc = jnp.where(mask, b_enc, -jnp.inf)
+    if scoring is not None:
+        name = implementation or implementations.automatic()
+        if scoring not in SCORING or name != "xla":
+            raise ValueError(
+                f"{op}: scoring={scoring!r} with implementation={name!r}; supported: None, or "
+                f"{SCORING[0]!r} with 'xla'."
+            )
+        forward = scored.topk_encode
     if implementation == "reference":
         return forward(x, w_enc, b_enc, k)
     values, indices = encoder.encode(forward, k, implementation, x, w_enc, b_enc)
