@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from emojax import files
 from emojax.errors import UserError
-from emojax.lm import gguf_tokenizer
+from emojax.lm import gguf_tokenizer, tensor_file
 
 # Part of the converted directory's name: raise it when what is written changes.
 _LAYOUT = 1
@@ -387,28 +387,16 @@ def _hf_chunks(source: Gguf, name: str, config: Mapping[str, Any]) -> Iterator[n
 
 
 def _write_weights(source: Gguf, config: Mapping[str, Any], path: Path, bar: tqdm) -> None:
-    """Streams the tensors into one float32 safetensors file.
+    """Streams the tensors into one float32 safetensors file."""
 
-    The header (https://huggingface.co/docs/safetensors) can be written first since every size is
-    known; the library would want all the tensors in memory.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in source.tensors.items():
-        start, end = end, end + 4 * math.prod(tensor.shape)
-        header[_hf_name(source, name)] = {
-            "dtype": "F32",
-            "shape": tensor.shape,
-            "data_offsets": [start, end],
-        }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
+    def data() -> Iterator[np.ndarray]:
         for name in source.tensors:
             for chunk in _hf_chunks(source, name, config):
-                file.write(chunk.data)
+                yield chunk
                 bar.update(chunk.nbytes)
+
+    tensors = {_hf_name(source, n): ("F32", t.shape) for n, t in source.tensors.items()}
+    tensor_file.write(path, tensors, data())
 
 
 def converted(sha256: str, cache: Path) -> Path | None:
