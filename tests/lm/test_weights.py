@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import CONFIGS, tiny
 
 from emojax.errors import UserError
-from emojax.lm import decoder, weights
+from emojax.lm import decoder, tensor_file, weights
 from emojax.lm.config import DecoderConfig
 
 pytestmark = pytest.mark.smoke
@@ -155,3 +159,56 @@ def test_no_weights_and_broken_weights(hf_tensors, tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot be read"):
         weights.load(tmp_path, config)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+
+import jax, jax.numpy as jnp
+from tiny_models import CONFIGS
+from emojax.lm import weights
+from emojax.lm.config import DecoderConfig
+
+def kilobytes(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+config = DecoderConfig.from_hf(eval(sys.argv[2]))
+jax.block_until_ready(jnp.zeros(8) + 1)
+before = kilobytes("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+params = jax.block_until_ready(weights.load(Path(sys.argv[1]), config, jnp.dtype(sys.argv[3])))
+peak = kilobytes("VmHWM")
+assert (params["embed"] == 1).all() and (params["layers"]["down"][-1] == 1).all()
+print((peak - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_needs_little_more_memory_than_the_weights(dtype, tmp_path):
+    # As in Gemma-3-270m, most of it is one tensor.
+    attributes = CONFIGS["gemma3"] | {
+        "vocab_size": 60_000,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "head_dim": 128,
+    }
+    config = DecoderConfig.from_hf(attributes)
+    expected = weights._expected(config, weights._where(config, {}))
+    kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
+    tensors = {name: (kind, shape) for name, (shape, _) in expected.items()}
+    path = tmp_path / "model.safetensors"
+    ones = (np.ones(shape, jnp.dtype(dtype)) for _, shape in tensors.values())
+    tensor_file.write(path, tensors, ones)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), repr(attributes), dtype],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    size = path.stat().st_size
+    assert size > 90e6
+    assert 0.9 * size < int(done.stdout) < 1.3 * size
