@@ -34,7 +34,6 @@ class DecoderConfig:
     """A pre-norm decoder-only transformer, described by its traits.
 
     Attributes:
-      family: the row of `families.FAMILIES` that knows its checkpoints' names.
       vocab_size: rows of the embedding.
       n_layers: how many blocks there are.
       d_model: the residual stream's width.
@@ -50,7 +49,7 @@ class DecoderConfig:
       ropes: the rotary embeddings that layers choose from; without any, positions are learned
         vectors that are added to the tokens'.
       rope_of_layer: which of `ropes` each layer has.
-      rotary_dim: how many of a head's dimensions, the first ones, are rotated.
+      rotary_dim: how many of a head's dimensions, the first ones, are rotated (0: all of them).
       embedding_scale: what the tokens' vectors are multiplied by.
       norm: "rms", or "layer", which has a bias.
       norm_plus_one: whether the norms' weights are stored as their difference from 1.
@@ -62,11 +61,11 @@ class DecoderConfig:
       attention_softcap: c in c * tanh(score / c); 0 is none.
       logit_softcap: the same for logits.
       tied: whether the unembedding is the embedding.
+      family: the row of `families.FAMILIES` that knows its checkpoints' names.
       bos_token_id: the token that begins a text.
       eos_token_ids: the tokens that end one.
     """
 
-    family: str
     vocab_size: int
     n_layers: int
     d_model: int
@@ -93,6 +92,7 @@ class DecoderConfig:
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     tied: bool = True
+    family: str = "llama"
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 

@@ -99,7 +99,7 @@ def context_of(
     key_mask: Bool[Array, "batch keys"],
 ) -> Context:
     """The context of tokens at `positions` that attend to the given keys."""
-    cos, sin = rope.tables(config.ropes, config.rotary_dim, positions)
+    cos, sin = rope.tables(config.ropes, config.rotary_dim or config.head_dim, positions)
     return Context(positions, key_positions, key_mask, cos, sin)
 
 

@@ -80,8 +80,14 @@ def save(
       attributes: what `config` was read from.
 
     Raises:
-      UserError: the attributes describe another decoder, or the folder cannot be written.
+      UserError: the attributes describe another decoder or a larger model that it is part of, or
+        the folder cannot be written.
     """
+    if FAMILIES[config.family].part:
+        raise UserError(
+            f"A decoder that is part of a {config.family} model cannot be saved as one; save a "
+            "model that is a decoder and nothing else."
+        )
     if DecoderConfig.from_hf(attributes) != config:
         raise UserError(
             "The attributes given to save are not those of the model's config; give the dictionary "

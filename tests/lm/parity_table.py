@@ -32,7 +32,7 @@ PyTorch over all real tokens, divided by the largest value there; the tests ask 
 Prompts have up to 40 tokens, padded on either side, which is longer than every window; the cache is
 filled with 24 positions and then with 16 single steps, whose logits are compared with PyTorch's
 pass over the whole. "Saved weights" says whether what emojax saves again has the bits that PyTorch
-saved.
+saved; the decoder of a model that also sees is not saved, since half a model would be.
 
 """
 _REAL_HEAD = """
@@ -48,7 +48,7 @@ def traits(name):
     config = DecoderConfig.from_hf(CONFIGS[name])
     heads = {config.n_heads: "MHA", 1: "MQA"}.get(config.n_kv_heads, "GQA")
     ropes = ", ".join(dict.fromkeys(rope.kind for rope in config.ropes)) or "learned positions"
-    if config.ropes and config.rotary_dim < config.head_dim:
+    if 0 < config.rotary_dim < config.head_dim:
         ropes += f" ({config.rotary_dim} of {config.head_dim})"
     windows = " / ".join(str(w) for w in sorted(set(config.windows)) if w) or "–"
     if 0 in config.windows and windows != "–":

@@ -1,10 +1,15 @@
+import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 from tiny_models import CONFIGS
 
 from emojax.errors import UserError
+from emojax.lm import families
 from emojax.lm.config import DecoderConfig, Rope
+from emojax.lm.families import family
 
 pytestmark = pytest.mark.smoke
 
@@ -358,3 +363,17 @@ def test_what_is_not_supported_is_named(attributes, named):
     with pytest.raises(UserError, match="config") as error:
         DecoderConfig.from_hf(attributes)
     assert named in str(error.value)
+
+
+def test_the_way_to_add_a_family_works(monkeypatch):
+    """The code that CONTRIBUTING shows, and one row of the table."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (code,) = re.findall(r"```python\n(def _config.*?)```", text, re.DOTALL)
+    names = {n: getattr(family, n) for n in ("Reader", "Family", "DecoderConfig", "llama_tensors")}
+    exec(code, names)
+    monkeypatch.setitem(families.FAMILIES, "its_model_type", names["YOURS"])
+    attributes = {k: v for k, v in LLAMA.items() if k != "mlp_bias"}
+    found = DecoderConfig.from_hf(attributes | {"model_type": "its_model_type"})
+    assert found == dataclasses.replace(DecoderConfig.from_hf(LLAMA), family="its_model_type")
+    with pytest.raises(UserError, match="surprise = 1"):
+        DecoderConfig.from_hf(attributes | {"model_type": "its_model_type", "surprise": 1})

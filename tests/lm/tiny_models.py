@@ -49,6 +49,22 @@ _GEMMA2 |= {
     "num_hidden_layers": 3,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
 }
+_SEEING = {
+    "model_type": "gemma3",
+    "text_config": _GEMMA,
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 4,
+    "image_token_index": 96,
+    "eos_token_id": [1, 5],
+}
 _GPT2 = {
     "model_type": "gpt2",
     "vocab_size": 97,
@@ -86,6 +102,7 @@ CONFIGS = {
         },
     },
     "gemma3_untied": _GEMMA | {"tie_word_embeddings": False, "num_key_value_heads": 4},
+    "gemma3_with_vision": _SEEING,
     "llama_mha": _LLAMA | {"num_key_value_heads": 4, "tie_word_embeddings": False},
     "llama_gqa_tied": _LLAMA | {"num_key_value_heads": 2, "tie_word_embeddings": True},
     "llama_mqa_llama3_rope": _LLAMA

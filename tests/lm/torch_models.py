@@ -50,5 +50,5 @@ def run_reference(model, tokens, mask, keep=0):
 
 
 def _blocks(model):
-    body = model.base_model
+    body = getattr(model.base_model, "language_model", model.base_model)
     return body.h if hasattr(body, "h") else body.layers

@@ -6,7 +6,7 @@ from typing import Any
 from emojax.errors import UserError
 from emojax.lm.config import DecoderConfig
 from emojax.lm.families.family import Family
-from emojax.lm.families.gemma import GEMMA2, GEMMA3
+from emojax.lm.families.gemma import GEMMA2, GEMMA3, GEMMA3_WITH_VISION
 from emojax.lm.families.gpt2 import GPT2
 from emojax.lm.families.gpt_neox import GPT_NEOX
 from emojax.lm.families.llama import LLAMA, MISTRAL
@@ -16,6 +16,7 @@ from emojax.lm.families.reader import Reader
 # By the `model_type` in `config.json`.
 FAMILIES: dict[str, Family] = {
     "gemma2": GEMMA2,
+    "gemma3": GEMMA3_WITH_VISION,
     "gemma3_text": GEMMA3,
     "gpt2": GPT2,
     "gpt_neox": GPT_NEOX,

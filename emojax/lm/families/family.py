@@ -47,6 +47,7 @@ class Family:
       prefixes: what may stand before every name; the first that fits is meant.
       head: the unembedding's name, which has no prefix.
       ignored: a pattern of further tensors that may be there and that nothing reads.
+      part: whether the decoder is only part of the model, so that it cannot be saved as one.
     """
 
     config: Callable[[Reader], DecoderConfig]
@@ -54,6 +55,7 @@ class Family:
     prefixes: tuple[str, ...] = ("model.",)
     head: str = "lm_head.weight"
     ignored: str = r"\.inv_freq$"
+    part: bool = False
 
 
 _LLAMA = {

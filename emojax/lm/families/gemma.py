@@ -1,5 +1,6 @@
 """Gemma 2 and 3, the text decoders."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -48,6 +49,31 @@ def _gemma3(reader: Reader) -> DecoderConfig:
     )
 
 
+# What the hub's multimodal configs leave to `transformers`.
+_TEXT_DEFAULTS = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+
+
+def _gemma3_with_vision(reader: Reader) -> DecoderConfig:
+    """The text decoder of a Gemma 3 that also sees; it is given text only."""
+    reader.ignore("vision_config", "mm_tokens_per_image")
+    reader.ignore("boi_token_index", "eoi_token_index", "image_token_index")
+    reader.expect("tie_word_embeddings", True)
+    inner = Reader(_TEXT_DEFAULTS | reader.take("text_config") | {"model_type": reader.kind})
+    config = _gemma3(inner)
+    inner.refuse_the_rest()
+    eos = reader.take("eos_token_id", config.eos_token_ids)
+    ends = (eos,) if isinstance(eos, int) else tuple(eos)
+    return dataclasses.replace(config, eos_token_ids=ends)
+
+
 def _shared(reader: Reader, local: Any) -> dict[str, Any]:
     sizes = reader.sizes()
     reader.expect("attention_bias", False)
@@ -60,7 +86,6 @@ def _shared(reader: Reader, local: Any) -> dict[str, Any]:
         "norm_eps": float(reader.take("rms_norm_eps", 1e-6)),
         "windows": reader.windows(kinds, reader.number("sliding_window", 4096)),
         "query_scale": reader.take("query_pre_attn_scalar", 256) ** -0.5,
-        "rotary_dim": sizes["head_dim"],
         "embedding_scale": math.sqrt(sizes["d_model"]),
         "norm_plus_one": True,
         "post_norms": True,
@@ -70,3 +95,10 @@ def _shared(reader: Reader, local: Any) -> dict[str, Any]:
 
 GEMMA2 = Family(_gemma2, llama_tensors)
 GEMMA3 = Family(_gemma3, llama_tensors)
+GEMMA3_WITH_VISION = Family(
+    _gemma3_with_vision,
+    llama_tensors,
+    prefixes=("language_model.model.", "model.language_model."),
+    ignored=r"^(model\.)?(vision_tower|multi_modal_projector)\.|lm_head\.weight$",
+    part=True,
+)

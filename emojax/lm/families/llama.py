@@ -21,7 +21,6 @@ def _llama(reader: Reader) -> DecoderConfig:
         norm_eps=float(reader.take("rms_norm_eps", 1e-6)),
         windows=(0,) * sizes["n_layers"],
         query_scale=sizes["head_dim"] ** -0.5,
-        rotary_dim=sizes["head_dim"],
         biases=biases,
         tied=reader.take("tie_word_embeddings", False),
     )
@@ -39,7 +38,6 @@ def _mistral(reader: Reader) -> DecoderConfig:
         norm_eps=float(reader.take("rms_norm_eps", 1e-6)),
         windows=(window or 0,) * sizes["n_layers"],
         query_scale=sizes["head_dim"] ** -0.5,
-        rotary_dim=sizes["head_dim"],
         tied=reader.take("tie_word_embeddings", False),
     )
 

@@ -33,7 +33,6 @@ def _qwen(reader: Reader, biases: tuple[str, ...], qk_norm: bool) -> DecoderConf
         norm_eps=float(reader.take("rms_norm_eps", 1e-6)),
         windows=reader.windows(kinds, window),
         query_scale=sizes["head_dim"] ** -0.5,
-        rotary_dim=sizes["head_dim"],
         biases=biases,
         qk_norm=qk_norm,
         tied=reader.take("tie_word_embeddings", False),
