@@ -156,6 +156,27 @@ GEMMA_2_2B = {
     "use_cache": True,
     "vocab_size": 256000,
 }
+GEMMA_3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "initializer_range": 0.02,
+    "mm_tokens_per_image": 256,
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0",
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+}
 QWEN_2_5_0_5B = {
     "architectures": ["Qwen2ForCausalLM"],
     "attention_dropout": 0.0,
@@ -277,6 +298,17 @@ PYTHIA_70M = {
             },
         ),
         (GEMMA_2_2B | {"final_logit_softcapping": None}, {"logit_softcap": 0.0}),
+        (
+            GEMMA_3_4B,
+            {
+                "vocab_size": 262208,
+                "head_dim": 256,
+                "n_kv_heads": 4,
+                "windows": ((1024,) * 5 + (0,)) * 5 + (1024,) * 4,
+                "ropes": (Rope(1e6, "linear", 8.0), Rope(1e4)),
+                "eos_token_ids": (1, 106),
+            },
+        ),
         (QWEN_2_5_0_5B, {"windows": (0,) * 24, "biases": ("q", "k", "v"), "qk_norm": False}),
         (
             QWEN_2_5_0_5B | {"use_sliding_window": True, "max_window_layers": 20},
