@@ -21,6 +21,11 @@ def allowed(
     return key_mask[:, None, :] & (distance >= 0) & near
 
 
+def soft_cap(x: Float[Array, "*shape"], cap: float) -> Float[Array, "*shape"]:
+    """`cap * tanh(x / cap)` (Gemma Team 2024, arXiv:2408.00118, section 2); 0 caps nothing."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
 def attend(
     q: Float[Array, "batch time heads head_dim"],
     k: Float[Array, "batch keys kv_heads head_dim"],
@@ -30,17 +35,19 @@ def attend(
     key_mask: Bool[Array, "batch keys"],
     window: Int[Array, ""],
     scale: float,
+    softcap: float = 0.0,
 ) -> Float[Array, "batch time heads head_dim"]:
     """Softmax attention, scores in float32; each key head serves `heads / kv_heads` query heads.
 
-    A query that sees nothing (padding) gets finite numbers without meaning.
+    Scores are multiplied by `scale`, then held within `softcap` unless that is 0. A query that sees
+    nothing (padding) gets finite numbers without meaning.
     """
 
     def block(
         q: Float[Array, "batch block heads head_dim"], positions: Int[Array, "batch block"]
     ) -> Float[Array, "batch block heads head_dim"]:
         seen = allowed(positions, key_positions, key_mask, window)
-        return _attend_block(q, k, v, seen, scale)
+        return _attend_block(q, k, v, seen, scale, softcap)
 
     time = q.shape[1]
     if time <= 2 * _BLOCK:
@@ -62,6 +69,7 @@ def _attend_block(
     v: Float[Array, "batch keys kv_heads head_dim"],
     seen: Bool[Array, "batch time keys"],
     scale: float,
+    softcap: float,
 ) -> Float[Array, "batch time heads head_dim"]:
     batch, time, heads, head_dim = q.shape
     kv_heads = k.shape[2]
@@ -70,6 +78,7 @@ def _attend_block(
     rows = q.reshape(batch, kv_heads, -1, head_dim) * jnp.asarray(scale, q.dtype)
     scores = jnp.einsum("bkrh,bskh->bkrs", rows, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, -1, time, k.shape[1])
+    scores = soft_cap(scores, softcap)
     scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bkrs,bskh->bkrh", weights.reshape(batch, kv_heads, -1, k.shape[1]), v)

@@ -250,7 +250,7 @@ def _capture(
         ]
         return h, kept
 
-    h = decoder.embed(config, params, tokens)
+    h = decoder.embed(config, params, tokens, positions)
     carry = (h, [jnp.zeros_like(h) for _ in sites])
     h, kept = decoder.loop_layers(params, carry, jnp.max(layers) + 1, step)
     if "final_norm" in sites:

@@ -45,28 +45,30 @@ def shapes(config: DecoderConfig) -> dict[str, Any]:
     """The parameters' shapes, as the nested dictionary that holds them; layers are axis 0."""
     d, f, h = config.d_model, config.d_ff, config.head_dim
     n, kv = config.n_heads * h, config.n_kv_heads * h
-    layer = {
-        "attn_norm": (d,),
-        "q": (d, n),
-        "k": (d, kv),
-        "v": (d, kv),
-        "o": (n, d),
-        "mlp_norm": (d,),
-        "gate": (d, f),
-        "up": (d, f),
-        "down": (f, d),
-    }
+    matrices = {"q": (d, n), "k": (d, kv), "v": (d, kv), "o": (n, d), "up": (d, f), "down": (f, d)}
+    if config.gated:
+        matrices["gate"] = (d, f)
+    norms = ["attn_norm", "mlp_norm"]
+    if config.post_norms:
+        norms += ["attn_post_norm", "mlp_post_norm"]
+    layer = dict(matrices) | {name: (d,) for name in norms}
+    layer |= {f"{name}_bias": (matrices[name][1],) for name in config.biases}
     if config.qk_norm:
         layer |= {"q_norm": (h,), "k_norm": (h,)}
-    if config.post_norms:
-        layer |= {"attn_post_norm": (d,), "mlp_post_norm": (d,)}
-    layers = {name: (config.n_layers, *shape) for name, shape in layer.items()}
-    outer: dict[str, Any] = {"embed": (config.vocab_size, d), "final_norm": (d,), "layers": layers}
-    return outer if config.tied else outer | {"unembed": (d, config.vocab_size)}
+
+    outer: dict[str, Any] = {"embed": (config.vocab_size, d), "final_norm": (d,)}
+    if not config.ropes:
+        outer["positions"] = (config.context, d)
+    if not config.tied:
+        outer["unembed"] = (d, config.vocab_size)
+    if config.norm == "layer":
+        layer |= {f"{name}_bias": (d,) for name in norms}
+        outer["final_norm_bias"] = (d,)
+    return outer | {"layers": {name: (config.n_layers, *shape) for name, shape in layer.items()}}
 
 
 def init(config: DecoderConfig, key: Key[Array, ""], dtype: Any = jnp.float32) -> Params:
-    """Random parameters: matrices of variance 1 / fan-in, norms near the identity."""
+    """Random parameters: matrices of variance 1 / fan-in, norms near the identity, small biases."""
     leaves, structure = jax.tree.flatten(shapes(config), is_leaf=lambda x: isinstance(x, tuple))
     paths = jax.tree.leaves_with_path(shapes(config), is_leaf=lambda x: isinstance(x, tuple))
 
@@ -75,7 +77,9 @@ def init(config: DecoderConfig, key: Key[Array, ""], dtype: Any = jnp.float32) -
         name = path[-1].key
         if name.endswith("norm"):
             return (0.1 * noise + (0.0 if config.norm_plus_one else 1.0)).astype(dtype)
-        fan_in = shape[-1] if name == "embed" else shape[-2]
+        if name.endswith("bias"):
+            return (0.1 * noise).astype(dtype)
+        fan_in = shape[-1] if name in ("embed", "positions") else shape[-2]
         return (noise * fan_in**-0.5).astype(dtype)
 
     keys = jax.random.split(key, len(leaves))
@@ -95,7 +99,7 @@ def context_of(
     key_mask: Bool[Array, "batch keys"],
 ) -> Context:
     """The context of tokens at `positions` that attend to the given keys."""
-    cos, sin = rope.tables(config.ropes, config.head_dim, positions)
+    cos, sin = rope.tables(config.ropes, config.rotary_dim or config.head_dim, positions)
     return Context(positions, key_positions, key_mask, cos, sin)
 
 
@@ -109,10 +113,29 @@ def rms_norm(
     return (wide * lax.rsqrt(square + config.norm_eps) * gain).astype(x.dtype)
 
 
-def embed(config: DecoderConfig, params: Params, tokens: Int[Array, "batch time"]) -> Activation:
-    """The residual stream before layer 0."""
+def norm(
+    config: DecoderConfig, p: Params, name: str, x: Float[Array, "*shape d_model"]
+) -> Float[Array, "*shape d_model"]:
+    """The residual stream's norm of that name: RMS, or layer norm (Ba et al. 2016, 1607.06450)."""
+    if config.norm == "rms":
+        return rms_norm(config, x, p[name])
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+    normed = centred * lax.rsqrt(variance + config.norm_eps) * p[name].astype(jnp.float32)
+    return (normed + p[f"{name}_bias"].astype(jnp.float32)).astype(x.dtype)
+
+
+def embed(
+    config: DecoderConfig,
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    positions: Int[Array, "batch time"],
+) -> Activation:
+    """The residual stream before layer 0; positions count where they are learned vectors."""
     h = params["embed"][tokens]
-    return h * jnp.asarray(config.embedding_scale, h.dtype)
+    h = h * jnp.asarray(config.embedding_scale, h.dtype)
+    return h if config.ropes else h + params["positions"][positions]
 
 
 def block(
@@ -124,7 +147,10 @@ def block(
     visit: Visit,
     store: Store,
 ) -> Activation:
-    """One layer: attention and gated MLP, each added to the residual stream."""
+    """One layer: attention and MLP, each added to the residual stream.
+
+    With `config.parallel` both read `resid_pre`, and `resid_mid` is only a step of the sum.
+    """
     # What an intervention leaves alone must keep its very bits, although it changes what the
     # compiler fuses. A barrier at every site stops fusion across it. The CPU's compiler drops
     # barriers, but it will not make a quotient twice: divided by a 1 that it cannot foresee, a
@@ -134,20 +160,21 @@ def block(
     def at(site: str, h: Activation) -> Activation:
         return lax.optimization_barrier(visit(site, layer, lax.optimization_barrier(h / one)))
 
-    which = jnp.asarray(config.rope_of_layer)[layer]
-    cos, sin = context.cos[which], context.sin[which]
-    h = at("resid_pre", h)
+    h = before = at("resid_pre", h)
 
-    x = rms_norm(config, h, p["attn_norm"])
-    q = _heads(x @ p["q"], config.head_dim)
-    k = _heads(x @ p["k"], config.head_dim)
-    v = _heads(x @ p["v"], config.head_dim)
+    x = norm(config, p, "attn_norm", h)
+    q = _heads(_linear(p, "q", x), config.head_dim)
+    k = _heads(_linear(p, "k", x), config.head_dim)
+    v = _heads(_linear(p, "v", x), config.head_dim)
     if config.qk_norm:
         q = rms_norm(config, q, p["q_norm"])
         k = rms_norm(config, k, p["k_norm"])
-    keys, values = store(layer, rope.rotate(k, cos, sin), v)
+    if config.ropes:
+        which = jnp.asarray(config.rope_of_layer)[layer]
+        q, k = (rope.rotate(x, context.cos[which], context.sin[which]) for x in (q, k))
+    keys, values = store(layer, k, v)
     z = attention.attend(
-        rope.rotate(q, cos, sin),
+        q,
         keys,
         values,
         context.positions,
@@ -155,16 +182,17 @@ def block(
         context.key_mask,
         jnp.asarray(config.windows)[layer],
         config.query_scale,
+        config.attention_softcap,
     )
-    out = z.reshape(*h.shape[:2], -1) @ p["o"]
+    out = _linear(p, "o", z.reshape(*h.shape[:2], -1))
     if config.post_norms:
-        out = rms_norm(config, out, p["attn_post_norm"])
+        out = norm(config, p, "attn_post_norm", out)
     h = at("resid_mid", h + at("attn_out", out))
 
-    x = rms_norm(config, h, p["mlp_norm"])
-    out = (_ACTIVATIONS[config.activation](x @ p["gate"]) * (x @ p["up"])) @ p["down"]
+    x = norm(config, p, "mlp_norm", before if config.parallel else h)
+    out = _linear(p, "down", _mlp_hidden(config, p, x))
     if config.post_norms:
-        out = rms_norm(config, out, p["mlp_post_norm"])
+        out = norm(config, p, "mlp_post_norm", out)
     return at("resid_post", h + at("mlp_out", out))
 
 
@@ -196,16 +224,16 @@ def final_norm(
     config: DecoderConfig, params: Params, h: Float[Array, "*shape d_model"]
 ) -> Float[Array, "*shape d_model"]:
     """The norm between the last layer and the unembedding."""
-    return rms_norm(config, h, params["final_norm"])
+    return norm(config, params, "final_norm", h)
 
 
 def unembed(
     config: DecoderConfig, params: Params, h: Float[Array, "*shape d_model"]
 ) -> Float[Array, "*shape vocab"]:
     """Logits, in float32, of what `final_norm` returned."""
-    if config.tied:
-        return jnp.einsum("...d,vd->...v", h, params["embed"], preferred_element_type=jnp.float32)
-    return jnp.einsum("...d,dv->...v", h, params["unembed"], preferred_element_type=jnp.float32)
+    name, axes = ("embed", "vd") if config.tied else ("unembed", "dv")
+    out = jnp.einsum(f"...d,{axes}->...v", h, params[name], preferred_element_type=jnp.float32)
+    return attention.soft_cap(out, config.logit_softcap)
 
 
 def keep_nothing(
@@ -229,7 +257,7 @@ def normed(
     def step(layer: Array, p: Params, h: Activation) -> Activation:
         return block(config, p, layer, h, context, visit, keep_nothing)
 
-    h = scan_layers(params, embed(config, params, tokens), step)
+    h = scan_layers(params, embed(config, params, tokens, positions), step)
     return visit("final_norm", jnp.asarray(config.n_layers - 1), final_norm(config, params, h))
 
 
@@ -277,7 +305,23 @@ def _heads(
     return x.reshape(*x.shape[:2], -1, head_dim)
 
 
-_ACTIVATIONS = {
+def _linear(
+    p: Params, name: str, x: Float[Array, "batch time width"]
+) -> Float[Array, "batch time out"]:
+    out = x @ p[name]
+    bias = p.get(f"{name}_bias")
+    return out if bias is None else out + bias
+
+
+def _mlp_hidden(config: DecoderConfig, p: Params, x: Activation) -> Float[Array, "batch time d_ff"]:
+    act = ACTIVATIONS[config.activation]
+    if config.gated:
+        return act(_linear(p, "gate", x)) * _linear(p, "up", x)
+    return act(_linear(p, "up", x))
+
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "silu": jax.nn.silu,
 }

@@ -178,7 +178,7 @@ def prefill(
     context = decoder.context_of(config, positions, positions, mask)
     last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=1)
     shape = (config.n_layers, len(tokens), slots, config.n_kv_heads, config.head_dim)
-    h = decoder.embed(config, params, tokens)
+    h = decoder.embed(config, params, tokens, positions)
     h, cache = _through_layers(
         config,
         params,
@@ -211,7 +211,7 @@ def decode_step(
     """
     context = decoder.context_of(config, positions[:, None], key_positions, key_mask)
     generated = jnp.ones((len(tokens), 1), bool)
-    h = decoder.embed(config, params, tokens[:, None])
+    h = decoder.embed(config, params, tokens[:, None], positions[:, None])
     slots = cache.k.shape[2]
     h, cache = _through_layers(
         config, params, h, cache, slot, slots, context, generated, interventions

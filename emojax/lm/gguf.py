@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from emojax import files
 from emojax.errors import UserError
-from emojax.lm import gguf_tokenizer
+from emojax.lm import gguf_tokenizer, tensor_file
 
 # Part of the converted directory's name: raise it when what is written changes.
 _LAYOUT = 1
@@ -238,7 +238,6 @@ def _common(take: Callable[..., Any], source: Gguf) -> dict[str, Any]:
         "num_key_value_heads": take("attention.head_count_kv", heads),
         "max_position_embeddings": take("context_length"),
         "rms_norm_eps": take("attention.layer_norm_rms_epsilon"),
-        "attention_bias": False,
         "tie_word_embeddings": "output.weight" not in source.tensors,
         "bos_token_id": tokenizer.get("bos_token_id"),
         "eos_token_id": ends[0] if len(ends) == 1 else sorted(set(ends)) or None,
@@ -258,6 +257,7 @@ def _llama(take: Callable[..., Any], source: Gguf) -> dict[str, Any]:
         "model_type": "llama",
         "head_dim": head_dim,
         "hidden_act": "silu",
+        "attention_bias": False,
         "mlp_bias": False,
         "rope_parameters": {
             "rope_type": "default",
@@ -266,23 +266,53 @@ def _llama(take: Callable[..., Any], source: Gguf) -> dict[str, Any]:
     }
 
 
-def _gemma3(take: Callable[..., Any], source: Gguf) -> dict[str, Any]:
-    common = _common(take, source)
-    head_dim = take("attention.key_length", 256)
+def _qwen2(take: Callable[..., Any], source: Gguf) -> dict[str, Any]:
+    return _common(take, source) | {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": take("rope.freq_base", 10000.0),
+        },
+    }
+
+
+def _qwen3(take: Callable[..., Any], source: Gguf) -> dict[str, Any]:
+    head_dim = take("attention.key_length", 128)
     _expect(source, "attention.value_length", take("attention.value_length", head_dim), head_dim)
-    n_layers = common["num_hidden_layers"]
-    # GGUF has no attribute for the query's scale; the 27B model (62 layers) alone differs.
-    heads = common["num_attention_heads"]
-    scalar = common["hidden_size"] // heads if n_layers == 62 else head_dim
-    return common | {
+    return _qwen2(take, source) | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": head_dim,
+        "attention_bias": False,
+    }
+
+
+def _gemma2(take: Callable[..., Any], source: Gguf) -> dict[str, Any]:
+    # GGUF has no attribute for the query's scale; the 27B model (46 layers) alone differs.
+    return _gemma(take, source, odd_one=46) | {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "attn_logit_softcapping": take("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": take("final_logit_softcapping", 30.0),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": take("rope.freq_base", 10000.0),
+        },
+    }
+
+
+def _gemma3(take: Callable[..., Any], source: Gguf) -> dict[str, Any]:
+    # As above; here it is the 27B model's 62 layers.
+    shared = _gemma(take, source, odd_one=62)
+    return shared | {
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
-        "head_dim": head_dim,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": scalar,
-        "sliding_window": take("attention.sliding_window"),
         "layer_types": [
-            "sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(n_layers)
+            "sliding_attention" if (i + 1) % 6 else "full_attention"
+            for i in range(shared["num_hidden_layers"])
         ],
         "rope_parameters": {
             "full_attention": {
@@ -297,7 +327,27 @@ def _gemma3(take: Callable[..., Any], source: Gguf) -> dict[str, Any]:
     }
 
 
-_CONFIGS: dict[str, Callable[..., dict[str, Any]]] = {"llama": _llama, "gemma3": _gemma3}
+def _gemma(take: Callable[..., Any], source: Gguf, odd_one: int) -> dict[str, Any]:
+    common = _common(take, source)
+    head_dim = take("attention.key_length", 256)
+    _expect(source, "attention.value_length", take("attention.value_length", head_dim), head_dim)
+    scalar = common["hidden_size"] // common["num_attention_heads"]
+    return common | {
+        "head_dim": head_dim,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "query_pre_attn_scalar": scalar if common["num_hidden_layers"] == odd_one else head_dim,
+        "sliding_window": take("attention.sliding_window"),
+    }
+
+
+_CONFIGS: dict[str, Callable[..., dict[str, Any]]] = {
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "llama": _llama,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+}
 
 
 def _expect(source: Gguf, name: str, value: Any, expected: Any) -> None:
@@ -342,16 +392,19 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_POST_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_MLP_NORM = {"ffn_norm": "post_attention_layernorm"}
 _LAYERS = {
-    "llama": _LAYER | {"ffn_norm": "post_attention_layernorm"},
-    "gemma3": _LAYER
-    | {
-        "attn_q_norm": "self_attn.q_norm",
-        "attn_k_norm": "self_attn.k_norm",
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
+    "gemma2": _LAYER | _POST_NORMS,
+    "gemma3": _LAYER | _POST_NORMS | _QK_NORMS,
+    "llama": _LAYER | _MLP_NORM,
+    "qwen2": _LAYER | _MLP_NORM,
+    "qwen3": _LAYER | _MLP_NORM | _QK_NORMS,
 }
 
 
@@ -361,10 +414,12 @@ def _hf_name(source: Gguf, name: str) -> str:
     if stem in _TOP and kind == "weight":
         return f"{_TOP[stem]}.weight"
     parts = stem.split(".")
-    if kind == "weight" and len(parts) == 3 and parts[0] == "blk" and parts[1].isdigit():
+    biased = architecture == "qwen2" and parts[-1] in ("attn_q", "attn_k", "attn_v")
+    kinds = ("weight", "bias") if biased else ("weight",)
+    if kind in kinds and len(parts) == 3 and parts[0] == "blk" and parts[1].isdigit():
         layer = _LAYERS[architecture].get(parts[2])
         if layer is not None:
-            return f"model.layers.{parts[1]}.{layer}.weight"
+            return f"model.layers.{parts[1]}.{layer}.{kind}"
     raise UserError(
         f"{source.path} ({architecture}) has the tensor {name}, which is not supported; "
         "use a model without it."
@@ -374,7 +429,7 @@ def _hf_name(source: Gguf, name: str) -> str:
 def _hf_chunks(source: Gguf, name: str, config: Mapping[str, Any]) -> Iterator[np.ndarray]:
     """A tensor's elements in Hugging Face's layout, float32, in pieces."""
     chunks = source.chunks(name)
-    if config["model_type"] == "gemma3_text" and name.endswith("norm.weight"):
+    if config["model_type"].startswith("gemma") and name.endswith("norm.weight"):
         # Stored as the factor 1 + w; Hugging Face stores w.
         yield from (chunk - np.float32(1) for chunk in chunks)
     elif config["model_type"] == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
@@ -387,28 +442,16 @@ def _hf_chunks(source: Gguf, name: str, config: Mapping[str, Any]) -> Iterator[n
 
 
 def _write_weights(source: Gguf, config: Mapping[str, Any], path: Path, bar: tqdm) -> None:
-    """Streams the tensors into one float32 safetensors file.
+    """Streams the tensors into one float32 safetensors file."""
 
-    The header (https://huggingface.co/docs/safetensors) can be written first since every size is
-    known; the library would want all the tensors in memory.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in source.tensors.items():
-        start, end = end, end + 4 * math.prod(tensor.shape)
-        header[_hf_name(source, name)] = {
-            "dtype": "F32",
-            "shape": tensor.shape,
-            "data_offsets": [start, end],
-        }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
+    def data() -> Iterator[np.ndarray]:
         for name in source.tensors:
             for chunk in _hf_chunks(source, name, config):
-                file.write(chunk.data)
+                yield chunk
                 bar.update(chunk.nbytes)
+
+    tensors = {_hf_name(source, n): ("F32", t.shape) for n, t in source.tensors.items()}
+    tensor_file.write(path, tensors, data())
 
 
 def converted(sha256: str, cache: Path) -> Path | None:

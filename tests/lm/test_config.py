@@ -1,12 +1,21 @@
+import dataclasses
+import math
+import re
+from pathlib import Path
+
 import pytest
 from tiny_models import CONFIGS
 
 from emojax.errors import UserError
+from emojax.lm import families
 from emojax.lm.config import DecoderConfig, Rope
+from emojax.lm.families import family
 
 pytestmark = pytest.mark.smoke
 
 GEMMA, LLAMA = CONFIGS["gemma3"], CONFIGS["llama_mha"]
+GEMMA2, QWEN2, GPT2, NEOX = (CONFIGS[name] for name in ("gemma2", "qwen2", "gpt2", "neox"))
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -62,6 +71,275 @@ def test_llama_traits_of_smollm2():
     assert not (config.qk_norm or config.post_norms or config.norm_plus_one)
 
 
+# What the hub's config.json of these models say.
+LLAMA_3_2_1B = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.0.dev0",
+    "use_cache": True,
+    "vocab_size": 128256,
+}
+MISTRAL_7B = {
+    "architectures": ["MistralForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.34.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+GEMMA_2_2B = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": 50.0,
+    "bos_token_id": 2,
+    "cache_implementation": "hybrid",
+    "eos_token_id": 1,
+    "final_logit_softcapping": 30.0,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 2304,
+    "initializer_range": 0.02,
+    "intermediate_size": 9216,
+    "max_position_embeddings": 8192,
+    "model_type": "gemma2",
+    "num_attention_heads": 8,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 4,
+    "pad_token_id": 0,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "torch_dtype": "float32",
+    "transformers_version": "4.42.4",
+    "use_cache": True,
+    "vocab_size": 256000,
+}
+GEMMA_3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "initializer_range": 0.02,
+    "mm_tokens_per_image": 256,
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0",
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+}
+QWEN_2_5_0_5B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "initializer_range": 0.02,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 24,
+    "model_type": "qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+QWEN_3_0_6B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 28,
+    "model_type": "qwen3",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+GPT_2 = {
+    "activation_function": "gelu_new",
+    "architectures": ["GPT2LMHeadModel"],
+    "attn_pdrop": 0.1,
+    "bos_token_id": 50256,
+    "embd_pdrop": 0.1,
+    "eos_token_id": 50256,
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "gpt2",
+    "n_ctx": 1024,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_layer": 12,
+    "n_positions": 1024,
+    "resid_pdrop": 0.1,
+    "summary_activation": None,
+    "summary_first_dropout": 0.1,
+    "summary_proj_to_labels": True,
+    "summary_type": "cls_index",
+    "summary_use_proj": True,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "vocab_size": 50257,
+}
+PYTHIA_70M = {
+    "architectures": ["GPTNeoXForCausalLM"],
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "hidden_act": "gelu",
+    "hidden_size": 512,
+    "initializer_range": 0.02,
+    "intermediate_size": 2048,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048,
+    "model_type": "gpt_neox",
+    "num_attention_heads": 8,
+    "num_hidden_layers": 6,
+    "rotary_emb_base": 10000,
+    "rotary_pct": 0.25,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.24.0",
+    "use_cache": True,
+    "use_parallel_residual": True,
+    "vocab_size": 50304,
+}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "traits"),
+    [
+        (LLAMA_3_2_1B, {"ropes": (Rope(5e5, "llama3", 32.0, 1.0, 4.0, 8192),), "tied": True}),
+        (MISTRAL_7B, {"windows": (4096,) * 32, "head_dim": 128, "tied": False}),
+        (MISTRAL_7B | {"sliding_window": None}, {"windows": (0,) * 32}),
+        (
+            GEMMA_2_2B,
+            {
+                "windows": (4096, 0) * 13,
+                "attention_softcap": 50.0,
+                "logit_softcap": 30.0,
+                "post_norms": True,
+                "qk_norm": False,
+                "embedding_scale": 48.0,
+                "query_scale": 1 / 16,
+            },
+        ),
+        (GEMMA_2_2B | {"final_logit_softcapping": None}, {"logit_softcap": 0.0}),
+        (
+            GEMMA_3_4B,
+            {
+                "vocab_size": 262208,
+                "head_dim": 256,
+                "n_kv_heads": 4,
+                "windows": ((1024,) * 5 + (0,)) * 5 + (1024,) * 4,
+                "ropes": (Rope(1e6, "linear", 8.0), Rope(1e4)),
+                "eos_token_ids": (1, 106),
+            },
+        ),
+        (QWEN_2_5_0_5B, {"windows": (0,) * 24, "biases": ("q", "k", "v"), "qk_norm": False}),
+        (
+            QWEN_2_5_0_5B | {"use_sliding_window": True, "max_window_layers": 20},
+            {"windows": (0,) * 20 + (32768,) * 4},
+        ),
+        (QWEN_3_0_6B, {"qk_norm": True, "biases": (), "head_dim": 128}),
+        (
+            GPT_2,
+            {"ropes": (), "d_ff": 3072, "norm": "layer", "gated": False, "activation": "gelu_tanh"},
+        ),
+        (
+            PYTHIA_70M,
+            {"rotary_dim": 16, "head_dim": 64, "parallel": True, "activation": "gelu"},
+        ),
+        (PYTHIA_70M | {"use_parallel_residual": False}, {"parallel": False}),
+    ],
+)
+def test_traits_of_known_models(attributes, traits):
+    config = DecoderConfig.from_hf(attributes)
+    assert {name: getattr(config, name) for name in traits} == traits
+    with pytest.raises(UserError, match="surprise = 1"):
+        DecoderConfig.from_hf(attributes | {"surprise": 1})
+
+
+def test_yarn_multiplies_by_what_its_paper_says():
+    (rope,) = DecoderConfig.from_hf(LLAMA | {"rope_scaling": YARN}).ropes
+    assert rope.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+    (rope,) = DecoderConfig.from_hf(LLAMA | {"rope_scaling": YARN | {"attention_factor": 1}}).ropes
+    assert rope.attention_factor == 1
+
+
 def test_both_forms_of_gemma_rope_and_layers_agree():
     older = {k: v for k, v in GEMMA.items() if k not in ("layer_types", "rope_parameters")}
     older |= {"sliding_window_pattern": 2, "rope_theta": 5000.0, "rope_local_base_freq": 100.0}
@@ -92,13 +370,21 @@ def test_both_forms_of_llama_rope_agree():
         (GEMMA | {"layer_types": ["full_attention"] * 3}, "layer_types"),
         (GEMMA | {"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters"),
         (GEMMA | {"quantization_config": {"bits": 4}}, "quantization_config"),
-        (LLAMA | {"attention_bias": True}, "attention_bias = True"),
-        (LLAMA | {"mlp_bias": True}, "mlp_bias = True"),
+        (GEMMA | {"attention_bias": True}, "attention_bias = True"),
+        (GEMMA2 | {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
+        (QWEN2 | {"use_mrope": True}, "use_mrope = True"),
+        (QWEN2 | {"layer_types": ["sliding_attention"] * 3}, "sliding_window = None"),
+        (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        (GPT2 | {"add_cross_attention": True}, "add_cross_attention"),
+        (NEOX | {"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        (NEOX | {"rope_parameters": {"partial_rotary_factor": 0.4}}, "partial_rotary_factor = 0.4"),
         (LLAMA | {"hidden_act": "relu"}, "hidden_act = 'relu'"),
         (LLAMA | {"num_key_value_heads": 3}, "num_key_value_heads = 3"),
         (LLAMA | {"hidden_size": "32"}, "hidden_size = '32'"),
         (LLAMA | {"head_dim": 7}, "head_dim = 7"),
-        (LLAMA | {"rope_scaling": {"type": "yarn"}}, "rope_parameters.rope_type = 'yarn'"),
+        (LLAMA | {"rope_scaling": {"type": "dynamic"}}, "rope_parameters.rope_type = 'dynamic'"),
+        (LLAMA | {"rope_scaling": {"type": "longrope"}}, "rope_parameters.rope_type = 'longrope'"),
+        (LLAMA | {"rope_scaling": YARN | {"mscale": 0.7}}, "rope_parameters.mscale = 0.7"),
         (LLAMA | {"rope_scaling": {"type": "linear"}}, "rope_parameters.factor"),
         (LLAMA | {"rope_scaling": {"beta_fast": 2}}, "rope_parameters.beta_fast"),
         (LLAMA | {"layer_scale": 0.1}, "layer_scale = 0.1"),
@@ -109,3 +395,17 @@ def test_what_is_not_supported_is_named(attributes, named):
     with pytest.raises(UserError, match="config") as error:
         DecoderConfig.from_hf(attributes)
     assert named in str(error.value)
+
+
+def test_the_way_to_add_a_family_works(monkeypatch):
+    """The code that CONTRIBUTING shows, and one row of the table."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (code,) = re.findall(r"```python\n(def _config.*?)```", text, re.DOTALL)
+    names = {n: getattr(family, n) for n in ("Reader", "Family", "DecoderConfig", "llama_tensors")}
+    exec(code, names)
+    monkeypatch.setitem(families.FAMILIES, "its_model_type", names["YOURS"])
+    attributes = {k: v for k, v in LLAMA.items() if k != "mlp_bias"}
+    found = DecoderConfig.from_hf(attributes | {"model_type": "its_model_type"})
+    assert found == dataclasses.replace(DecoderConfig.from_hf(LLAMA), family="its_model_type")
+    with pytest.raises(UserError, match="surprise = 1"):
+        DecoderConfig.from_hf(attributes | {"model_type": "its_model_type", "surprise": 1})

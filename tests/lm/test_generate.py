@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CONFIGS, ragged, tiny, tiny_lm
+from tiny_models import ragged, tiny, tiny_lm
 
 from emojax.errors import UserError
 from emojax.lm import decoder, intervene
@@ -40,7 +40,7 @@ def test_greedy_is_what_full_passes_give(lm):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["gemma3", "gpt2"])  # the others: test_parity
 def test_cached_steps_are_the_full_pass(name, side):
     config, params = tiny(name)
     tokens, mask = map(jnp.asarray, ragged(config, 3, 12, side))

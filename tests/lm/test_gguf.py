@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from emojax import files
 from emojax.errors import UserError
-from emojax.lm import gguf
+from emojax.lm import gguf, weights
 from emojax.lm.config import DecoderConfig
 
 pytestmark = pytest.mark.smoke
@@ -35,6 +35,41 @@ def test_weights_come_back_in_hugging_face_layout(tmp_path: Path, architecture: 
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "qwen2", "qwen3"])
+def test_other_architectures_become_models(tmp_path: Path, architecture: str):
+    path = tmp_path / "tiny.gguf"
+    expected = tiny_gguf.write(path, architecture, Kind.Q8_0)
+    directory = _convert(path, tmp_path)
+    found = safetensors.numpy.load_file(directory / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    config = DecoderConfig.from_hf(json.loads((directory / "config.json").read_text()))
+    weights.load(directory, config)  # which compares every name and shape
+    traits = (config.family, config.biases, config.qk_norm, config.attention_softcap)
+    assert (
+        traits
+        == {
+            "gemma2": ("gemma2", (), False, 20.0),
+            "qwen2": ("qwen2", ("q", "k", "v"), False, 0.0),
+            "qwen3": ("qwen3", (), True, 0.0),
+        }[architecture]
+    )
+
+
+def test_qwen_tokens_are_those_of_transformers(tmp_path: Path):
+    from transformers import Qwen2Tokenizer
+
+    path = tmp_path / "tiny.gguf"
+    tiny_gguf.write(path, "qwen2")
+    ours = Tokenizer.from_file(str(_convert(path, tmp_path) / "tokenizer.json"))
+    tokens, merges, _ = tiny_gguf.byte_level_vocabulary()
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    theirs = Qwen2Tokenizer(vocabulary, [tuple(merge.split(" ")) for merge in merges])
+    for text in (" happy don't HAPPY'S", "12 3\n\n  happy", "e\u0301 快乐！\r\n\t x", "a  b?? \n"):
+        assert ours.encode(text).ids == theirs(text).input_ids, text
 
 
 @pytest.mark.parametrize("kind", gguf._KINDS)
@@ -215,7 +250,7 @@ def test_a_cache_that_cannot_be_written_to(tmp_path: Path):
         ("llama", {"llama.rope.dimension_count": 16}, "llama.rope.dimension_count = 16"),
         ("llama", {"llama.attention.head_count": [4] * 7}, "llama.attention.head_count"),
         ("llama", {"llama.embedding_length": None}, "lacks the attribute llama.embedding_length"),
-        ("llama", {"tokenizer.ggml.pre": "qwen2"}, "tokenizer.ggml.pre 'qwen2'"),
+        ("llama", {"tokenizer.ggml.pre": "tekken"}, "tokenizer.ggml.pre 'tekken'"),
         ("llama", {"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model 'bert'"),
         ("llama", {"tokenizer.ggml.merges": None}, "lacks tokenizer.ggml.merges"),
         ("llama", {"tokenizer.ggml.merges": ["zz yy"]}, "cannot be built"),

@@ -15,7 +15,7 @@ import tiny_gguf
 
 from emojax import files
 from emojax.errors import UserError
-from emojax.lm import gguf, sources, text
+from emojax.lm import gguf, sharding, sources, text
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,63 @@ def test_a_gguf_file_and_its_directory_give_the_same_model(tmp_path: Path, archi
     assert a.tokenizer("the word").input_ids == b.tokenizer("the word").input_ids
     half = sources.load(path, cache=tmp_path, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, tiny_directory: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model in a cache of the hub, which itself is out of reach; its name there."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    commit = "0123456789abcdef" * 2 + "01234567"
+    snapshots = tmp_path / "hub" / "models--someone--tiny" / "snapshots"
+    shutil.copytree(tiny_directory, snapshots / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return f"someone/tiny@{commit}"
+
+
+def test_a_model_in_the_cache_of_the_hub(tmp_path: Path, hub: str, tiny_directory: Path):
+    found = sources.load(hub, cache=tmp_path)
+    here = sources.load(tiny_directory, cache=tmp_path)
+    assert found.name == hub and found.config == here.config
+    assert found.fingerprint == here.fingerprint
+    jax.tree.map(np.testing.assert_array_equal, found.params, here.params)
+
+
+def test_hub_models_are_pinned_and_named_if_absent(tmp_path: Path, hub: str):
+    with pytest.raises(UserError, match="pinned to a commit"):
+        sources.load("someone/tiny", cache=tmp_path)
+    with pytest.raises(UserError, match="pinned to a commit"):
+        sources.load("someone/tiny@main", cache=tmp_path)
+    with pytest.raises(UserError, match=r"someone/other@.* could not be fetched") as error:
+        sources.load(hub.replace("tiny", "other"), cache=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_one_weights_file(tmp_path: Path, tiny_directory: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_directory, folder)
+    lm = sources.load(folder / "model.safetensors", cache=tmp_path)
+    assert lm.name == "model" and lm.directory == folder.resolve()
+    shutil.copyfile(folder / "model.safetensors", folder / "more.safetensors")
+    with pytest.raises(UserError, match=r"not the only one \(more\.safetensors\)"):
+        sources.load(folder / "model.safetensors", cache=tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        sources.load(folder / "absent.safetensors", cache=tmp_path)
+
+
+def test_a_model_is_saved_with_its_tokenizer(tmp_path: Path, tiny_directory: Path):
+    lm = sources.load(tiny_directory, cache=tmp_path, dtype=jnp.bfloat16)
+    sources.save(lm, tmp_path / "saved")
+    again = sources.load(tmp_path / "saved", cache=tmp_path, dtype=jnp.bfloat16)
+    jax.tree.map(np.testing.assert_array_equal, again.params, lm.params)
+    assert again.config == lm.config
+    assert again.tokenizer("the word").input_ids == lm.tokenizer("the word").input_ids
+
+
+def test_a_model_is_laid_over_a_mesh(tmp_path: Path, tiny_directory: Path):
+    mesh = sharding.make_mesh()
+    lm = sources.load(tiny_directory, cache=tmp_path, mesh=mesh)
+    assert {leaf.sharding.mesh for leaf in jax.tree.leaves(lm.params)} == {mesh}
 
 
 def test_the_second_load_hashes_and_converts_nothing(

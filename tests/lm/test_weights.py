@@ -1,45 +1,96 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
-from tiny_models import tiny
+from safetensors.numpy import load_file, save_file
+from tiny_models import CONFIGS, tiny
 
 from emojax.errors import UserError
-from emojax.lm import weights
+from emojax.lm import decoder, tensor_file, weights
+from emojax.lm.config import DecoderConfig
 
 pytestmark = pytest.mark.smoke
 
 
-def hf_tensors(config, params):
+@pytest.fixture
+def hf_tensors(tmp_path_factory):
     """Our parameters under Hugging Face's names and in its layout."""
-    tensors = {}
-    for leaf, value in params.items():
-        if leaf != "layers":
-            tensors[weights._OUTER[leaf]] = value.T if leaf == "unembed" else value
-    for leaf, stacked in params["layers"].items():
-        for layer, value in enumerate(stacked):
-            name = weights._layer_name(config, leaf, layer)
-            tensors[name] = value.T if leaf in weights._TRANSPOSED else value
-    return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+
+    def saved(name):
+        config, params = tiny(name)
+        directory = tmp_path_factory.mktemp("saved")
+        weights.save(directory, config, params, CONFIGS[name])
+        return load_file(directory / "model.safetensors")
+
+    return saved
 
 
 def assert_same(found, params):
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gemma3_untied", "llama_mha", "llama_gqa_tied"])
-def test_one_file(name, tmp_path):
+@pytest.mark.parametrize("name", ["gemma3_untied", "gpt2", "neox", "qwen3"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_is_saved_is_loaded_bit_by_bit(name, dtype, tmp_path):
     config, params = tiny(name)
-    save_file(hf_tensors(config, params), tmp_path / "model.safetensors")
+    params = jax.tree.map(lambda a: a.astype(dtype), params)
+    weights.save(tmp_path, config, params, CONFIGS[name] | {"torch_dtype": "float16"})
+    found = weights.load(tmp_path, config, dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
+    assert_same(found, params)
+    attributes = json.loads((tmp_path / "config.json").read_text())
+    assert DecoderConfig.from_hf(attributes) == config
+    assert attributes["dtype"] == jnp.dtype(dtype).name and "torch_dtype" not in attributes
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "neox", "qwen2"])
+def test_transformers_loads_what_is_saved(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    config, params = tiny(name)
+    weights.save(tmp_path, config, params, CONFIGS[name])
+    model, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    tokens = np.arange(3, 33)[None]
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens)).logits.numpy()
+    ours = decoder.logits(config, params, jnp.asarray(tokens), jnp.ones(tokens.shape, bool))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_attributes_of_another_model_are_not_saved(tmp_path):
+    config, params = tiny("llama_mha")
+    with pytest.raises(UserError, match="not those of the model's config"):
+        weights.save(tmp_path, config, params, CONFIGS["llama_biases"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("before", ["", "transformer."])
+def test_prefixes_and_masks_of_older_checkpoints(before, hf_tensors, tmp_path):
+    config, params = tiny("gpt2")
+    tensors = {
+        before + name.removeprefix("transformer."): value
+        for name, value in hf_tensors("gpt2").items()
+    }
+    tensors[f"{before}h.0.attn.bias"] = np.ones((1, 1, 64, 64), np.uint8)
+    tensors[f"{before}h.0.attn.masked_bias"] = np.float32([-1e4])
+    save_file(tensors, tmp_path / "model.safetensors")
     assert_same(weights.load(tmp_path, config), params)
 
 
-def test_several_files_with_an_index(tmp_path):
+def test_several_files_with_an_index(hf_tensors, tmp_path):
     config, params = tiny("llama_mha")
-    tensors = hf_tensors(config, params)
+    tensors = hf_tensors("llama_mha")
     names = sorted(tensors)
     index = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(names)}
     for part in ("part-0.safetensors", "part-1.safetensors"):
@@ -57,9 +108,9 @@ def test_several_files_with_an_index(tmp_path):
 
 
 @pytest.mark.parametrize("stored", [np.float16, jnp.bfloat16])
-def test_types_are_converted(stored, tmp_path):
+def test_types_are_converted(stored, hf_tensors, tmp_path):
     config, params = tiny("llama_gqa_tied")
-    tensors = {n: v.astype(stored) for n, v in hf_tensors(config, params).items()}
+    tensors = {n: v.astype(stored) for n, v in hf_tensors("llama_gqa_tied").items()}
     save_file(tensors, tmp_path / "model.safetensors")
     as_stored = jax.tree.map(lambda a: a.astype(stored), params)
     found = weights.load(tmp_path, config)
@@ -68,18 +119,18 @@ def test_types_are_converted(stored, tmp_path):
     assert_same(weights.load(tmp_path, config, stored), as_stored)
 
 
-def test_a_tied_head_saved_again_is_fine(tmp_path):
+def test_a_tied_head_saved_again_is_fine(hf_tensors, tmp_path):
     config, params = tiny("llama_gqa_tied")
-    tensors = hf_tensors(config, params)
+    tensors = hf_tensors("llama_gqa_tied")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
     save_file(tensors, tmp_path / "model.safetensors")
     assert_same(weights.load(tmp_path, config), params)
 
 
-def test_all_that_does_not_fit_is_listed(tmp_path):
-    config, params = tiny("llama_mha")
-    tensors = hf_tensors(config, params)
+def test_all_that_does_not_fit_is_listed(hf_tensors, tmp_path):
+    config, _ = tiny("llama_mha")
+    tensors = hf_tensors("llama_mha")
     del tensors["lm_head.weight"], tensors["model.layers.2.mlp.up_proj.weight"]
     tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(32, np.float32)
     tensors["model.norm.weight"] = np.zeros(33, np.float32)
@@ -99,12 +150,65 @@ def test_all_that_does_not_fit_is_listed(tmp_path):
         assert problem in str(error.value)
 
 
-def test_no_weights_and_broken_weights(tmp_path):
-    config, params = tiny("llama_mha")
+def test_no_weights_and_broken_weights(hf_tensors, tmp_path):
+    config, _ = tiny("llama_mha")
     with pytest.raises(UserError, match=r"lacks \*\.safetensors"):
         weights.load(tmp_path, config)
     file = tmp_path / "model.safetensors"
-    save_file(hf_tensors(config, params), file)
+    save_file(hf_tensors("llama_mha"), file)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot be read"):
         weights.load(tmp_path, config)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+
+import jax, jax.numpy as jnp
+from tiny_models import CONFIGS
+from emojax.lm import weights
+from emojax.lm.config import DecoderConfig
+
+def kilobytes(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+config = DecoderConfig.from_hf(eval(sys.argv[2]))
+jax.block_until_ready(jnp.zeros(8) + 1)
+before = kilobytes("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+params = jax.block_until_ready(weights.load(Path(sys.argv[1]), config, jnp.dtype(sys.argv[3])))
+peak = kilobytes("VmHWM")
+assert (params["embed"] == 1).all() and (params["layers"]["down"][-1] == 1).all()
+print((peak - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_needs_little_more_memory_than_the_weights(dtype, tmp_path):
+    # As in Gemma-3-270m, most of it is one tensor.
+    attributes = CONFIGS["gemma3"] | {
+        "vocab_size": 60_000,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "head_dim": 128,
+    }
+    config = DecoderConfig.from_hf(attributes)
+    expected = weights._expected(config, weights._where(config, {}))
+    kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
+    tensors = {name: (kind, shape) for name, (shape, _) in expected.items()}
+    path = tmp_path / "model.safetensors"
+    ones = (np.ones(shape, jnp.dtype(dtype)) for _, shape in tensors.values())
+    tensor_file.write(path, tensors, ones)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), repr(attributes), dtype],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    size = path.stat().st_size
+    assert size > 90e6
+    assert 0.9 * size < int(done.stdout) < 1.3 * size

@@ -49,6 +49,8 @@ def byte_level_vocabulary() -> tuple[list[str], list[str], list[int]]:
 def hf_weights(architecture: str, vocabulary: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights under Hugging Face's names, in its layout."""
     random = np.random.default_rng(seed)
+    # Qwen 2's heads always share out the width.
+    head_dim = D // HEADS if architecture == "qwen2" else HEAD_DIM
 
     def normal(*shape: int) -> np.ndarray:
         return random.normal(size=shape).astype(np.float32) * 0.2
@@ -56,24 +58,33 @@ def hf_weights(architecture: str, vocabulary: int, seed: int = 0) -> dict[str, n
     weights = {"model.embed_tokens.weight": normal(vocabulary, D), "model.norm.weight": normal(D)}
     for i in range(LAYERS):
         layer = {
-            "self_attn.q_proj": normal(HEADS * HEAD_DIM, D),
-            "self_attn.k_proj": normal(KV * HEAD_DIM, D),
-            "self_attn.v_proj": normal(KV * HEAD_DIM, D),
-            "self_attn.o_proj": normal(D, HEADS * HEAD_DIM),
+            "self_attn.q_proj": normal(HEADS * head_dim, D),
+            "self_attn.k_proj": normal(KV * head_dim, D),
+            "self_attn.v_proj": normal(KV * head_dim, D),
+            "self_attn.o_proj": normal(D, HEADS * head_dim),
             "mlp.gate_proj": normal(FF, D),
             "mlp.up_proj": normal(FF, D),
             "mlp.down_proj": normal(D, FF),
             "input_layernorm": normal(D),
             "post_attention_layernorm": normal(D),
         }
-        if architecture == "gemma3":
+        if architecture in ("gemma3", "qwen3"):
             layer |= {
                 "self_attn.q_norm": normal(HEAD_DIM),
                 "self_attn.k_norm": normal(HEAD_DIM),
+            }
+        if architecture in ("gemma2", "gemma3"):
+            layer |= {
                 "pre_feedforward_layernorm": normal(D),
                 "post_feedforward_layernorm": normal(D),
             }
-        weights |= {f"model.layers.{i}.{name}.weight": value for name, value in layer.items()}
+        named = {f"{name}.weight": value for name, value in layer.items()}
+        if architecture == "qwen2":
+            named |= {
+                f"self_attn.{name}_proj.bias": normal(heads * D // HEADS)
+                for name, heads in (("q", HEADS), ("k", KV), ("v", KV))
+            }
+        weights |= {f"model.layers.{i}.{name}": value for name, value in named.items()}
     return weights
 
 
@@ -96,13 +107,13 @@ _SHORT = {
 
 
 def _gguf_name(architecture: str, name: str) -> str:
-    post = "post_attention_norm" if architecture == "gemma3" else "ffn_norm"
+    post = "post_attention_norm" if architecture.startswith("gemma") else "ffn_norm"
     short = _SHORT | {"post_attention_layernorm": post}
-    stem = name.removesuffix(".weight")
+    stem, _, kind = name.rpartition(".")
     if stem in short:
-        return f"{short[stem]}.weight"
+        return f"{short[stem]}.{kind}"
     _, _, layer, rest = stem.split(".", 3)
-    return f"blk.{layer}.{short[rest]}.weight"
+    return f"blk.{layer}.{short[rest]}.{kind}"
 
 
 def _permuted(weights: np.ndarray, heads: int) -> np.ndarray:
@@ -138,10 +149,14 @@ def write(
             "rope.freq_base": 10000.0,
         }.items()
     }
-    if architecture == "gemma3":
+    if architecture == "qwen2":
+        del fields["qwen2.attention.key_length"], fields["qwen2.attention.value_length"]
+    if architecture == "gemma2":
+        fields |= {"gemma2.attn_logit_softcapping": 20.0, "gemma2.final_logit_softcapping": 10.0}
+    if architecture.startswith("gemma"):
         tokens, scores, types = sentencepiece_vocabulary()
         fields |= {
-            "gemma3.attention.sliding_window": 16,
+            f"{architecture}.attention.sliding_window": 16,
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.scores": scores,
             "tokenizer.ggml.bos_token_id": 2,
@@ -152,11 +167,14 @@ def write(
         }
     else:
         tokens, merges, types = byte_level_vocabulary()
+        if architecture == "llama":
+            fields |= {
+                "llama.rope.dimension_count": HEAD_DIM,
+                "llama.vocab_size": len(tokens),
+            }
         fields |= {
-            "llama.rope.dimension_count": HEAD_DIM,
-            "llama.vocab_size": len(tokens),
             "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": "smollm",
+            "tokenizer.ggml.pre": "smollm" if architecture == "llama" else "qwen2",
             "tokenizer.ggml.merges": merges,
             "tokenizer.ggml.bos_token_id": 1,
             "tokenizer.ggml.eos_token_id": 2,
@@ -181,11 +199,12 @@ def write(
         heads = {"q_proj": HEADS, "k_proj": KV}.get(name.split(".")[-2])
         if architecture == "llama" and heads:
             stored = _permuted(value, heads)
-        if architecture == "gemma3" and "norm" in name:
+        gemma_norm = architecture.startswith("gemma") and "norm" in name
+        if gemma_norm:
             stored = value + np.float32(1)
         if value.ndim == 1:
             writer.add_tensor(_gguf_name(architecture, name), stored)
-            expected[name] = stored - np.float32(1) if architecture == "gemma3" else value
+            expected[name] = stored - np.float32(1) if gemma_norm else value
         else:
             data = quantize(stored, kind)
             writer.add_tensor(_gguf_name(architecture, name), data, raw_dtype=kind)

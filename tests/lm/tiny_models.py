@@ -41,6 +41,55 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+_GEMMA2 = {k: v for k, v in _GEMMA.items() if k not in ("layer_types", "rope_parameters")}
+_GEMMA2 |= {
+    "model_type": "gemma2",
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+    "num_hidden_layers": 3,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+}
+_SEEING = {
+    "model_type": "gemma3",
+    "text_config": _GEMMA,
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 4,
+    "image_token_index": 96,
+    "eos_token_id": [1, 5],
+}
+_GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": 97,
+    "n_embd": 32,
+    "n_head": 4,
+    "n_layer": 3,
+    "n_positions": 64,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
+_NEOX = {k: v for k, v in _LLAMA.items() if k != "num_key_value_heads"} | {
+    "model_type": "gpt_neox",
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1000.0,
+        "partial_rotary_factor": 0.5,
+    },
+}
+_YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
 # Every prompt of the parity tests is longer than the windows here.
 CONFIGS = {
     "gemma3": _GEMMA,
@@ -53,6 +102,7 @@ CONFIGS = {
         },
     },
     "gemma3_untied": _GEMMA | {"tie_word_embeddings": False, "num_key_value_heads": 4},
+    "gemma3_with_vision": _SEEING,
     "llama_mha": _LLAMA | {"num_key_value_heads": 4, "tie_word_embeddings": False},
     "llama_gqa_tied": _LLAMA | {"num_key_value_heads": 2, "tie_word_embeddings": True},
     "llama_mqa_llama3_rope": _LLAMA
@@ -63,6 +113,46 @@ CONFIGS = {
     },
     "llama_linear_rope": _LLAMA
     | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    "llama_biases": _LLAMA
+    | {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True, "head_dim": 16},
+    "mistral": _LLAMA | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 8},
+    "mistral_no_window": _LLAMA
+    | {"model_type": "mistral", "num_key_value_heads": 1, "sliding_window": None},
+    "gemma2": _GEMMA2,
+    "gemma2_mqa_no_caps": _GEMMA2
+    | {
+        "num_key_value_heads": 1,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    },
+    "qwen2": _LLAMA | {"model_type": "qwen2", "num_key_value_heads": 2},
+    "qwen2_window_yarn_rope": _LLAMA
+    | {
+        "model_type": "qwen2",
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 1,
+        "rope_parameters": _YARN_ROPE,
+    },
+    "qwen3": _LLAMA
+    | {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16, "attention_bias": True},
+    "gpt2": _GPT2,
+    "gpt2_untied": _GPT2 | {"n_inner": 40, "tie_word_embeddings": False},
+    "neox": _NEOX,
+    "neox_sequential": _NEOX
+    | {
+        "use_parallel_residual": False,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "linear",
+            "rope_theta": 1e4,
+            "factor": 2.0,
+            "partial_rotary_factor": 1.0,
+        },
+    },
 }
 
 
@@ -78,7 +168,8 @@ def tiny(name, n_layers=None):
     """A config of `CONFIGS` (with another depth) and random parameters for it."""
     attributes = dict(CONFIGS[name])
     if n_layers is not None:
-        attributes["num_hidden_layers"] = n_layers
+        depth = "n_layer" if "n_layer" in attributes else "num_hidden_layers"
+        attributes[depth] = n_layers
         if "layer_types" in attributes:
             attributes["layer_types"] = (attributes["layer_types"] * n_layers)[:n_layers]
     config = DecoderConfig.from_hf(attributes)

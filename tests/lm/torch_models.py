@@ -6,15 +6,13 @@ import numpy as np
 def save_reference(attributes, directory):
     """A random `transformers` model of these attributes, saved under `directory`."""
     import torch
-    from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    kinds = {"gemma3_text": Gemma3TextConfig, "llama": LlamaConfig}
-    fields = {k: v for k, v in attributes.items() if k != "model_type"}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
-        kinds[attributes["model_type"]](**fields), attn_implementation="eager"
+        AutoConfig.for_model(**attributes), attn_implementation="eager"
     ).float()
     for parameter in model.parameters():
         # Norm weights near what they are at the start, matrices large enough to matter.
@@ -35,7 +33,7 @@ def run_reference(model, tokens, mask, keep=0):
                 (output[0] if isinstance(output, tuple) else output).numpy()
             )
         )
-        for layer in model.model.layers
+        for layer in _blocks(model)
     ]
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
     with torch.no_grad():
@@ -49,3 +47,8 @@ def run_reference(model, tokens, mask, keep=0):
     for hook in hooks:
         hook.remove()
     return result.logits.numpy(), outputs
+
+
+def _blocks(model):
+    body = getattr(model.base_model, "language_model", model.base_model)
+    return body.h if hasattr(body, "h") else body.layers

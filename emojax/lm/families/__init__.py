@@ -1,0 +1,41 @@
+"""The families of language models that can be loaded: one file for each, one row here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from emojax.errors import UserError
+from emojax.lm.config import DecoderConfig
+from emojax.lm.families.family import Family
+from emojax.lm.families.gemma import GEMMA2, GEMMA3, GEMMA3_WITH_VISION
+from emojax.lm.families.gpt2 import GPT2
+from emojax.lm.families.gpt_neox import GPT_NEOX
+from emojax.lm.families.llama import LLAMA, MISTRAL
+from emojax.lm.families.qwen import QWEN2, QWEN3
+from emojax.lm.families.reader import Reader
+
+# By the `model_type` in `config.json`.
+FAMILIES: dict[str, Family] = {
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3_WITH_VISION,
+    "gemma3_text": GEMMA3,
+    "gpt2": GPT2,
+    "gpt_neox": GPT_NEOX,
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+}
+
+
+def read_config(attributes: Mapping[str, Any]) -> DecoderConfig:
+    """`DecoderConfig.from_hf`."""
+    kind = attributes.get("model_type")
+    if kind not in FAMILIES:
+        raise UserError(
+            f"The model's config has model_type {kind!r}, which is not supported; "
+            f"use one of {', '.join(FAMILIES)}."
+        )
+    reader = Reader(attributes)
+    config = FAMILIES[kind].config(reader)
+    reader.refuse_the_rest()
+    return config

@@ -1,0 +1,46 @@
+"""Llama and its kin: SmolLM (which says that it is a Llama) and Mistral."""
+
+from emojax.lm.config import DecoderConfig
+from emojax.lm.families.family import Family, llama_tensors
+from emojax.lm.families.reader import Reader
+
+_ATTENTION, _MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
+
+
+def _llama(reader: Reader) -> DecoderConfig:
+    """Llama 1 to 3.2 (Touvron et al. 2023, arXiv:2302.13971; Dubey et al. 2024, 2407.21783)."""
+    sizes = reader.sizes()
+    reader.expect("rope_interleaved", False)
+    biases = _ATTENTION if reader.take("attention_bias", False) else ()
+    biases += _MLP if reader.take("mlp_bias", False) else ()
+    return DecoderConfig(
+        **sizes,
+        **reader.one_rope(sizes["n_layers"]),
+        d_ff=reader.number("intermediate_size"),
+        activation=reader.activation("hidden_act", "silu"),
+        norm_eps=float(reader.take("rms_norm_eps", 1e-6)),
+        windows=(0,) * sizes["n_layers"],
+        query_scale=sizes["head_dim"] ** -0.5,
+        biases=biases,
+        tied=reader.take("tie_word_embeddings", False),
+    )
+
+
+def _mistral(reader: Reader) -> DecoderConfig:
+    """Mistral (Jiang et al. 2023, arXiv:2310.06825)."""
+    sizes = reader.sizes()
+    window = reader.take_or_null("sliding_window", 4096)
+    return DecoderConfig(
+        **sizes,
+        **reader.one_rope(sizes["n_layers"]),
+        d_ff=reader.number("intermediate_size"),
+        activation=reader.activation("hidden_act", "silu"),
+        norm_eps=float(reader.take("rms_norm_eps", 1e-6)),
+        windows=(window or 0,) * sizes["n_layers"],
+        query_scale=sizes["head_dim"] ** -0.5,
+        tied=reader.take("tie_word_embeddings", False),
+    )
+
+
+LLAMA = Family(_llama, llama_tensors)
+MISTRAL = Family(_mistral, llama_tensors)

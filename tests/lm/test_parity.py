@@ -1,0 +1,99 @@
+"""Every family, feature by feature, against `transformers` in PyTorch."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity_table
+import pytest
+from safetensors.numpy import load_file
+from tiny_models import CONFIGS
+from torch_models import run_reference, save_reference
+
+from emojax.errors import UserError
+from emojax.lm import decoder, generate, weights
+from emojax.lm.capture import Tap, capture
+from emojax.lm.config import DecoderConfig
+from emojax.lm.families import FAMILIES
+
+# The prompts and their real tokens; every row has some in the first `PREFILL` positions if padded
+# on the left.
+TIME, PREFILL, LENGTHS = 40, 24, np.array([40, 33, 21, 18])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parity_with_transformers(name, tmp_path, parity):
+    pytest.importorskip("torch")
+    reference = save_reference(CONFIGS[name], tmp_path)
+    attributes = json.loads((tmp_path / "config.json").read_text())
+    config = DecoderConfig.from_hf(attributes)
+    params = weights.load(tmp_path, config)
+    # 96 stands for an image where there are any.
+    tokens = np.random.default_rng(0).integers(3, 96, (len(LENGTHS), TIME))
+    tokens = tokens.astype(np.int32)
+
+    found = parity[name] = {check: 0.0 for check in parity_table.CHECKS}
+    with jax.default_matmul_precision("highest"):
+        for side in ("right", "left"):
+            mask = np.arange(TIME) < LENGTHS[:, None]
+            mask = mask if side == "right" else mask[:, ::-1]
+            logits, layers = run_reference(reference, tokens, mask)
+            ours = decoder.logits(config, params, jnp.asarray(tokens), jnp.asarray(mask))
+            found[f"logits, {side} padding"] = error(ours, logits, mask)
+            read = capture(config, params, tokens, mask, [Tap(i) for i in range(config.n_layers)])
+            every = "residual stream, every layer"
+            for tap, values in read.items():
+                found[every] = max(found[every], error(values, layers[tap.layer], mask))
+        # On the left, as a hole in the middle would count in the window of `transformers`.
+        ours = cached_logits(config, params, tokens, mask)
+        theirs, real = logits[:, PREFILL - 1 :], np.ones_like(mask[:, PREFILL - 1 :])
+        found["KV-cache steps"] = error(ours, theirs, real)
+    assert all(found[check] < 1e-5 for check in parity_table.CHECKS), found
+
+    if FAMILIES[config.family].part:
+        found[parity_table.ROUND_TRIP] = "refused"
+        with pytest.raises(UserError, match="part of a"):
+            weights.save(tmp_path / "again", config, params, attributes)
+        return
+    weights.save(tmp_path / "again", config, params, attributes)
+    first, again = (load_file(d / "model.safetensors") for d in (tmp_path, tmp_path / "again"))
+    assert first.keys() == again.keys()
+    for tensor, value in first.items():
+        assert again[tensor].tobytes() == value.tobytes(), tensor
+    found[parity_table.ROUND_TRIP] = "same bits"
+
+
+def error(ours, theirs, mask):
+    return np.abs(np.asarray(ours) - theirs)[mask].max() / np.abs(theirs[mask]).max()
+
+
+def cached_logits(config, params, tokens, mask):
+    """Logits from the last prefilled position on, each step from the cache."""
+    tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
+    positions = decoder.positions_of(mask)
+    step = jax.jit(generate.decode_step, static_argnums=0)
+    h, cache = generate.prefill(config, params, tokens[:, :PREFILL], mask[:, :PREFILL], TIME)
+    read = [h]
+    for slot in range(PREFILL, TIME):
+        key_mask = mask & (jnp.arange(TIME) <= slot)
+        new, at = tokens[:, slot], positions[:, slot]
+        h, cache = step(config, params, new, at, positions, key_mask, jnp.asarray(slot), cache)
+        read.append(h)
+    return decoder.unembed(config, params, jnp.stack(read, axis=1))
+
+
+@pytest.mark.smoke
+def test_the_document_lists_every_model_and_check():
+    cells = parity_table.read()
+    assert {row["family"] for row in cells.values() if "family" in row} == FAMILIES.keys()
+    for name in CONFIGS:
+        row = cells[name]
+        traits = [row[column] for column in ("family", "heads", "positions", "window")]
+        assert traits == list(parity_table.traits(name))
+        assert all(0 < float(row[check]) < 1e-5 for check in parity_table.CHECKS), name
+        family = FAMILIES[row["family"]]
+        assert row[parity_table.ROUND_TRIP] == ("refused" if family.part else "same bits")
+    for model in parity_table.REAL_MODELS:
+        assert all(0 < float(cells[model][check]) < 1e-4 for check in parity_table.REAL_CHECKS)
