@@ -17,12 +17,22 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from emojax.lm import attention, rope
 from emojax.lm.config import DecoderConfig
 
-# Where the residual stream can be read and changed, in the order of a forward pass. `attn_out` and
-# `mlp_out` are what is added to the stream; `final_norm` is what the unembedding reads.
-SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "final_norm")
+# Where a pass can be read and changed, in its order. `z` is the heads' outputs side by side, which
+# the output matrix reads, and `mlp_hidden` is what the MLP's last matrix reads. `attn_out` and
+# `mlp_out` are what is added to the residual stream; `final_norm` is what the unembedding reads.
+SITES = (
+    "resid_pre",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_hidden",
+    "mlp_out",
+    "resid_post",
+    "final_norm",
+)
 
 Params = dict[str, Any]
-Activation = Float[Array, "batch time d_model"]
+Activation = Float[Array, "batch time width"]
 KeysOrValues = Float[Array, "batch keys kv_heads head_dim"]
 
 # visit(site, layer, h) is called at every site and returns what the pass goes on with.
@@ -63,6 +73,12 @@ def shapes(config: DecoderConfig) -> dict[str, Any]:
     layers = {name: (config.n_layers, *shape) for name, shape in layer.items()}
     outer: dict[str, Any] = {"embed": (config.vocab_size, d), "final_norm": (d,), "layers": layers}
     return outer if config.tied else outer | {"unembed": (d, config.vocab_size)}
+
+
+def site_width(config: DecoderConfig, site: str) -> int:
+    """How many numbers a token has at one of `SITES`."""
+    widths = {"z": config.n_heads * config.head_dim, "mlp_hidden": config.d_ff}
+    return widths.get(site, config.d_model)
 
 
 def init(config: DecoderConfig, key: Key[Array, ""], dtype: Any = jnp.float32) -> Params:
@@ -156,13 +172,14 @@ def block(
         jnp.asarray(config.windows)[layer],
         config.query_scale,
     )
-    out = z.reshape(*h.shape[:2], -1) @ p["o"]
+    out = at("z", z.reshape(*h.shape[:2], -1)) @ p["o"]
     if config.post_norms:
         out = rms_norm(config, out, p["attn_post_norm"])
     h = at("resid_mid", h + at("attn_out", out))
 
     x = rms_norm(config, h, p["mlp_norm"])
-    out = (_ACTIVATIONS[config.activation](x @ p["gate"]) * (x @ p["up"])) @ p["down"]
+    hidden = _ACTIVATIONS[config.activation](x @ p["gate"]) * (x @ p["up"])
+    out = at("mlp_hidden", hidden) @ p["down"]
     if config.post_norms:
         out = rms_norm(config, out, p["mlp_post_norm"])
     return at("resid_post", h + at("mlp_out", out))
