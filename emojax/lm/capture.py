@@ -24,8 +24,9 @@ from emojax.lm.intervene import Intervention, Prepared
 from emojax.lm.intervention_checks import check_place, prepare
 from emojax.lm.model import LanguageModel
 
-# Enough for full speed on a CPU; more only falls out of its caches.
 _BATCH_TOKENS = 2048
+# Of a batch, what a CPU takes through a layer at once.
+_PART_TOKENS = 512
 
 
 class Tap(NamedTuple):
@@ -215,37 +216,67 @@ def _capture(
     """Per site the activations of the wanted layers, which ascend."""
     positions = decoder.positions_of(mask)
     context = decoder.context_of(config, positions, positions, mask)
-    generated = jnp.zeros_like(mask)
-    of_layers = {site: layers for site, layers in wanted.items() if site != "final_norm"}
+    size = _rows_at_once(*mask.shape)
+
+    def some(
+        layer: Array, p: decoder.Params, h: Array, first: Int[Array, ""]
+    ) -> tuple[Array, dict[str, Array]]:
+        """A layer for `size` rows, and what the wanted sites read of them."""
+        own = decoder.Context(
+            *(lax.dynamic_slice_in_dim(a, first, size) for a in context[:3]),
+            *(lax.dynamic_slice_in_dim(a, first, size, axis=1) for a in context[3:]),
+        )
+        edits = intervene.of_rows(interventions, first, size)
+        seen = {}
+
+        def visit(site: str, layer: Array, h: Array) -> Array:
+            prompt = jnp.zeros_like(own.key_mask)
+            h = intervene.apply(edits, site, layer, h, own.positions, prompt)
+            if site in wanted:
+                seen[site] = h
+            return h
+
+        h = lax.dynamic_slice_in_dim(h, first, size)
+        h = decoder.block(config, p, layer, h, own, visit, decoder.keep_nothing)
+        return h, seen
 
     def step(
         layer: Array, p: decoder.Params, carry: tuple[Array, dict[str, Array]]
     ) -> tuple[Array, dict[str, Array]]:
         h, kept = carry
-        kept = dict(kept)
-
-        def visit(site: str, layer: Array, h: Array) -> Array:
-            h = intervene.apply(interventions, site, layer, h, positions, generated)
-            if site in kept:
-                kept[site] = _keep(kept[site], wanted[site], layer, h)
-            return h
-
-        h = decoder.block(config, p, layer, h, context, visit, decoder.keep_nothing)
-        return h, kept
+        firsts = jnp.arange(0, len(h), size)
+        parts = lax.map(partial(some, layer, p, h), firsts)
+        h, seen = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), parts)
+        return h, {site: _keep(kept[site], wanted[site], layer, seen[site]) for site in kept}
 
     h = decoder.embed(config, params, tokens)
     kept = {
         site: jnp.zeros((len(layers), *mask.shape, decoder.site_width(config, site)), h.dtype)
-        for site, layers in of_layers.items()
+        for site, layers in wanted.items()
+        if site != "final_norm"
     }
     stop = jnp.max(jnp.concatenate(list(wanted.values()))) + 1
     h, kept = decoder.loop_layers(params, (h, kept), stop, step)
     if "final_norm" in wanted:
         last = jnp.asarray(config.n_layers - 1)
         h = decoder.final_norm(config, params, h)
-        h = intervene.apply(interventions, "final_norm", last, h, positions, generated)
+        prompt = jnp.zeros_like(mask)
+        h = intervene.apply(interventions, "final_norm", last, h, positions, prompt)
         kept["final_norm"] = h[None]
     return kept
+
+
+def _rows_at_once(batch: int, time: int) -> int:
+    """How many rows, of a batch that they divide, go through a layer together.
+
+    A CPU is fastest where a part's numbers stay in its caches, and reads a layer's weights only
+    once for all parts; an accelerator takes the whole batch.
+    """
+    if jax.default_backend() != "cpu":
+        return batch
+    sizes = [n for n in range(1, batch + 1) if batch % n == 0 and n * time <= _PART_TOKENS]
+    largest = max(sizes, default=1)
+    return largest if 2 * largest * time > _PART_TOKENS or largest == batch else batch
 
 
 def _keep(

@@ -268,6 +268,32 @@ def latents(
     return _intervention(edit, layer, site, rows, positions, phase)
 
 
+def of_rows(
+    interventions: Sequence[Prepared], first: Int[Array, ""], count: int
+) -> tuple[Prepared, ...]:
+    """The interventions of a batch for `count` of its rows alone, from `first` on."""
+
+    def rows(a: Array) -> Array:
+        return lax.dynamic_slice_in_dim(a, first, count)
+
+    by_row = {
+        Direction: ("vector", "strength", "low", "high"),
+        Latents: ("value",),
+        Patch: ("values",),
+    }
+    return tuple(
+        dataclasses.replace(
+            given,
+            edit=dataclasses.replace(
+                given.edit,
+                **{name: rows(getattr(given.edit, name)) for name in by_row[type(given.edit)]},
+            ),
+            weights=rows(given.weights),
+        )
+        for given in interventions
+    )
+
+
 def apply(
     interventions: Sequence[Prepared],
     site: str,

@@ -6,7 +6,7 @@ from tiny_models import ragged, tiny, tiny_lm
 
 from emojax.errors import UserError
 from emojax.lm import capture as capturing
-from emojax.lm import decoder
+from emojax.lm import decoder, intervene
 from emojax.lm.batching import batches
 from emojax.lm.capture import Tap, capture, last_token, stream
 
@@ -50,6 +50,43 @@ def test_every_site_of_every_layer(name):
             p = {name: np.asarray(a[layer]) for name, a in params["layers"].items()}
             np.testing.assert_allclose(found["z"] @ p["o"], found["attn_out"], atol=1e-5)
             np.testing.assert_allclose(found["mlp_hidden"] @ p["down"], found["mlp_out"], atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_rows_may_go_through_a_layer_in_parts(at_once, monkeypatch):
+    config, params = tiny("gemma3")
+    tokens, mask = ragged(config, 6, 9, "right")
+    vectors = np.random.default_rng(0).normal(size=(6, config.d_model))
+    edits = [
+        intervene.direction(
+            "add", vectors, layer=1, strength=np.arange(6), rows=[1, 0, 1, 1, 0, 1]
+        ),
+        intervene.patch(vectors[:, None], layer=2, site="attn_out"),
+        intervene.latents(
+            "clamp",
+            np.ones((6, 4)),
+            layer=0,
+            w_enc=vectors[:4],
+            b_enc=np.ones(4),
+            w_dec=vectors[:4],
+        ),
+    ]
+    taps = [Tap(0), Tap(2, "mlp_hidden"), Tap(3, "final_norm"), Tap(1, "z")]
+    whole = capture(config, params, tokens, mask, taps, edits)
+    monkeypatch.setattr(capturing, "_rows_at_once", lambda batch, time: at_once)
+    capturing._capture.clear_cache()
+    found = capture(config, params, tokens, mask, taps, edits)
+    capturing._capture.clear_cache()
+    for tap in taps:
+        np.testing.assert_allclose(found[tap][mask], whole[tap][mask], atol=2e-5)
+
+
+def test_parts_divide_their_batch():
+    for batch in range(1, 40):
+        for time in (1, 8, 128, 300, 2000):
+            size = capturing._rows_at_once(batch, time)
+            assert batch % size == 0
+            assert size == batch or size == 1 or 256 < size * time <= 512
 
 
 def test_later_layers_and_the_unembedding_are_not_read():

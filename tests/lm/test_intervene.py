@@ -246,6 +246,17 @@ def test_what_changes_nothing_is_bit_identical(why):
         np.testing.assert_array_equal(after[tap], before[tap])
 
 
+def test_what_changes_nothing_is_bit_identical_in_parts(monkeypatch):
+    taps = [Tap(1), Tap(3, "final_norm")]
+    monkeypatch.setattr(capturing, "_rows_at_once", lambda batch, time: 1)
+    capturing._capture.clear_cache()
+    before = read((), taps)
+    after = read([NO_OPS[why] for why in ("at mlp_hidden", "strength 0", "silent latents")], taps)
+    capturing._capture.clear_cache()
+    for tap in taps:
+        np.testing.assert_array_equal(after[tap], before[tap])
+
+
 def test_nothing_before_the_site_changes_and_everything_after_does():
     order = [Tap(layer, s) for layer in range(4) for s in decoder.SITES if s != "final_norm"]
     order.append(Tap(3, "final_norm"))
