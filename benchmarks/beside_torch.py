@@ -7,7 +7,6 @@ many threads as there are cores; nobody else's measurements are quoted.
 import multiprocessing
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -87,7 +86,7 @@ def in_turns(makers: Mapping[str, Callable[[], Callable]]) -> tuple[dict, dict[s
 def peak_gib(makers: Callable[[str], dict[str, Callable]], model: str, name: str) -> float:
     """Peak resident memory of a process that does one contender's work once, its model included.
 
-    `makers(model)[name]()` loads the model and returns the work.
+    `makers(model)[name]()` loads the model and returns the work. Linux only.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_once, (makers, model, name))
@@ -95,7 +94,9 @@ def peak_gib(makers: Callable[[str], dict[str, Callable]], model: str, name: str
 
 def _once(makers: Callable[[str], dict[str, Callable]], model: str, name: str) -> float:
     makers(model)[name]()()
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    # `getrusage` would count what the parent held when it started this process.
+    status = Path("/proc/self/status").read_text()
+    return round(int(status.split("VmHWM:")[1].split()[0]) / 2**20, 2)
 
 
 def load(source: str) -> LanguageModel:

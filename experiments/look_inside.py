@@ -81,7 +81,7 @@ def random_model(model_type: str) -> LanguageModel:
     return LanguageModel(
         name=f"random {model_type}",
         config=config,
-        params=decoder.init(config, jax.random.key(0)),
+        params=decoder.init(config, jax.random.key(1)),
         tokenizer=PreTrainedTokenizerFast(tokenizer_object=bytewise, bos_token="<s>"),
         directory=Path(),
         fingerprint="random",

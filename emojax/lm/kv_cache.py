@@ -1,7 +1,7 @@
 """The keys and values of what a model has read, so that one more token costs one token.
 
-Layers that see everything keep every slot. Layers with a window share a ring: slot s lies at s
-modulo the window, so that their memory ends with it.
+Layers that see everything keep every slot. Where a window is shorter than that, its layers share a
+ring: slot s lies at s modulo the largest window, so that their memory ends with it.
 """
 
 from typing import NamedTuple
@@ -22,8 +22,8 @@ class Cache(NamedTuple):
     """Keys, turned by their positions, and values; all rows end at the same slot.
 
     Attributes:
-      whole: keys and values of the layers without a window.
-      ring: those of the layers with one; its slots are as many as the largest window.
+      whole: keys and values of the layers that keep every slot.
+      ring: those of the layers with a window, if that is shorter; else it has no layers.
       lengths: how many tokens each row has.
       used: how many slots are in use; a row's tokens are in the last of them.
     """
@@ -39,16 +39,17 @@ def empty(
 ) -> Cache:
     """A cache for rows that will have `lengths` tokens after the first pass, with `slots` slots."""
     windows = np.asarray(config.windows)
+    largest = int(windows.max())
+    in_ring = (windows > 0) & (largest < slots)
     tail = (config.n_kv_heads, config.head_dim)
 
-    def pair(layers: int, slots: int) -> tuple[Stored, Stored]:
+    def pair(layers: int, slots: int) -> tuple[Array, Array]:
         shape = (layers, len(lengths), slots, *tail)
         return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
-    ring = min(slots, int(windows.max()))
     return Cache(
-        whole=pair(int((windows == 0).sum()), slots),
-        ring=pair(int((windows > 0).sum()), ring),
+        whole=pair(int((~in_ring).sum()), slots),
+        ring=pair(int(in_ring.sum()), min(largest, slots)),
         lengths=lengths,
         used=jnp.asarray(0, jnp.int32),
     )
@@ -58,7 +59,7 @@ def put(
     config: DecoderConfig, cache: Cache, layer: Int[Array, ""], k: KeysOrValues, v: KeysOrValues
 ) -> Cache:
     """The cache with the layer's new keys and values after those in use."""
-    in_ring, index = _places(config, layer)
+    in_ring, index = _places(config, cache, layer)
     (whole_k, whole_v), (ring_k, ring_v) = cache.whole, cache.ring
     if len(whole_k):
         whole_k = _write(whole_k, k, index, cache.used, ~in_ring)
@@ -73,7 +74,7 @@ def get(
     config: DecoderConfig, cache: Cache, layer: Int[Array, ""], slots: int
 ) -> tuple[KeysOrValues, KeysOrValues]:
     """The layer's keys and values by slot; those that a window has passed are not its own."""
-    in_ring, index = _places(config, layer)
+    in_ring, index = _places(config, cache, layer)
 
     def one(whole: Stored, ring: Ring) -> KeysOrValues:
         if not len(ring):
@@ -87,9 +88,11 @@ def get(
     return one(cache.whole[0], cache.ring[0]), one(cache.whole[1], cache.ring[1])
 
 
-def _places(config: DecoderConfig, layer: Int[Array, ""]) -> tuple[Bool[Array, ""], Int[Array, ""]]:
+def _places(
+    config: DecoderConfig, cache: Cache, layer: Int[Array, ""]
+) -> tuple[Bool[Array, ""], Int[Array, ""]]:
     """Whether a layer is in the ring, and its number among those that are kept alike."""
-    windowed = np.asarray(config.windows) > 0
+    windowed = (np.asarray(config.windows) > 0) & (len(cache.ring[0]) > 0)
     number = np.where(windowed, np.cumsum(windowed), np.cumsum(~windowed)) - 1
     return jnp.asarray(windowed)[layer], jnp.asarray(number)[layer]
 
