@@ -1,7 +1,7 @@
-"""Reading the residual stream: jitted, only as deep as asked, without the unembedding.
+"""Reading activations: jitted, only as deep as asked, without the unembedding.
 
-Which layers are read is data, so another layer does not compile again, and memory does not grow
-with the layers that are not asked for.
+Which layers are read is data, so other layers do not compile again, and memory does not grow with
+the layers that are not asked for. `cache.run_with_cache` is the way in for a notebook.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
@@ -19,11 +20,13 @@ from emojax.errors import UserError
 from emojax.lm import decoder, intervene
 from emojax.lm.batching import Batch, batches, check_rows, check_tokens
 from emojax.lm.config import DecoderConfig
-from emojax.lm.intervene import Intervention
+from emojax.lm.intervene import Intervention, Prepared
+from emojax.lm.intervention_checks import check_place, prepare
 from emojax.lm.model import LanguageModel
 
-# Enough for full speed on a CPU; more only falls out of its caches.
 _BATCH_TOKENS = 2048
+# Of a batch, what a CPU takes through a layer at once.
+_PART_TOKENS = 512
 
 
 class Tap(NamedTuple):
@@ -39,13 +42,13 @@ class Activations:
     """What one tap read of some tokens, padding removed.
 
     Attributes:
-      values: `[tokens, d_model]`.
+      values: `[tokens, width]`, as wide as the site (`decoder.site_width`).
       token_ids: `[tokens]`.
       positions: `[tokens]`, each token's number in its row, from 0.
       rows: `[tokens]`, the number of the row in the list that was asked for.
     """
 
-    values: Float[np.ndarray, "tokens d_model"]
+    values: Float[np.ndarray, "tokens width"]
     token_ids: Int[np.ndarray, " tokens"]
     positions: Int[np.ndarray, " tokens"]
     rows: Int[np.ndarray, " tokens"]
@@ -58,7 +61,7 @@ def capture(
     mask: Bool[Any, "batch time"],
     taps: Sequence[Tap],
     interventions: Sequence[Intervention] = (),
-) -> dict[Tap, Float[Array, "batch time d_model"]]:
+) -> dict[Tap, Float[Array, "batch time _"]]:
     """The activations at every tap, from a pass that stops after the last layer asked for.
 
     Args:
@@ -75,7 +78,7 @@ def capture(
     """
     check_taps(config, taps)
     check_tokens(config, tokens, mask)
-    prepared = intervene.prepare(config, interventions, tokens.shape[0])
+    prepared = prepare(config, interventions, *tokens.shape)
     return _dispatch(config, params, tokens, mask, taps, prepared)
 
 
@@ -119,7 +122,7 @@ def last_token(
     taps: Tap,
     label: str | None = None,
     done: Callable[[int], object] | None = None,
-) -> Float[np.ndarray, "rows d_model"]: ...
+) -> Float[np.ndarray, "rows width"]: ...
 @overload
 def last_token(
     lm: LanguageModel,
@@ -127,14 +130,14 @@ def last_token(
     taps: list[Tap],
     label: str | None = None,
     done: Callable[[int], object] | None = None,
-) -> dict[Tap, Float[np.ndarray, "rows d_model"]]: ...
+) -> dict[Tap, Float[np.ndarray, "rows _"]]: ...
 def last_token(
     lm: LanguageModel,
     rows: Sequence[Sequence[int]],
     taps: Tap | list[Tap],
     label: str | None = None,
     done: Callable[[int], object] | None = None,
-) -> Float[np.ndarray, "rows d_model"] | dict[Tap, Float[np.ndarray, "rows d_model"]]:
+) -> Float[np.ndarray, "rows width"] | dict[Tap, Float[np.ndarray, "rows _"]]:
     """The activation of each row's last token, in the order of the rows, as float32.
 
     Args:
@@ -150,7 +153,8 @@ def last_token(
     wanted = [taps] if isinstance(taps, Tap) else taps
     check_taps(lm.config, wanted)
     check_rows(lm.config, rows)
-    found = {tap: np.zeros((len(rows), lm.config.d_model), np.float32) for tap in wanted}
+    widths = {tap: decoder.site_width(lm.config, tap.site) for tap in wanted}
+    found = {tap: np.zeros((len(rows), width), np.float32) for tap, width in widths.items()}
     for batch, read in _passes(lm, rows, wanted, _BATCH_TOKENS, label):
         last = np.maximum(batch.mask.sum(axis=1) - 1, 0)[: len(batch.rows)]
         for tap, values in read.items():
@@ -169,12 +173,7 @@ def check_taps(config: DecoderConfig, taps: Sequence[Tap]) -> None:
     if not taps:
         raise UserError("No tap was given to capture; name at least one layer and site.")
     for tap in taps:
-        if tap.site not in decoder.SITES:
-            raise UserError(
-                f"A tap is at the site {tap.site!r}, which does not exist; "
-                f"use one of {', '.join(decoder.SITES)}."
-            )
-        intervene.check_layer(config, tap.site, tap.layer, "A tap")
+        check_place(config, tap.site, tap.layer, "A tap")
 
 
 def _passes(
@@ -206,55 +205,103 @@ def _dispatch(
     tokens: Int[Any, "batch time"],
     mask: Bool[Any, "batch time"],
     taps: Sequence[Tap],
-    interventions: tuple[Intervention, ...],
-) -> dict[Tap, Float[Array, "batch time d_model"]]:
-    """Splits taps into what is compiled (sites) and what is data (layers)."""
-    ordered = sorted(set(taps), key=lambda tap: (tap.site, tap.layer))
-    sites = tuple(tap.site for tap in ordered)
-    layers = np.array([tap.layer for tap in ordered], np.int32)
-    read = _capture(
-        config, sites, params, jnp.asarray(tokens), jnp.asarray(mask), layers, interventions
-    )
-    return {tap: read[ordered.index(tap)] for tap in taps}
+    interventions: tuple[Prepared, ...],
+) -> dict[Tap, Float[Array, "batch time _"]]:
+    """Splits taps into what is compiled (how many at a site) and what is data (their layers)."""
+    layers: dict[str, list[int]] = {}
+    for tap in sorted(set(taps)):
+        layers.setdefault(tap.site, []).append(tap.layer)
+    wanted = {site: np.array(layers[site], np.int32) for site in sorted(layers)}
+    read = _capture(config, params, jnp.asarray(tokens), jnp.asarray(mask), wanted, interventions)
+    return {tap: read[tap.site][layers[tap.site].index(tap.layer)] for tap in taps}
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=0)
 def _capture(
     config: DecoderConfig,
-    sites: tuple[str, ...],
     params: decoder.Params,
     tokens: Int[Array, "batch time"],
     mask: Bool[Array, "batch time"],
-    layers: Int[Array, " taps"],
-    interventions: tuple[Intervention, ...],
-) -> list[Float[Array, "batch time d_model"]]:
+    wanted: dict[str, Int[Any, " _"]],
+    interventions: tuple[Prepared, ...],
+) -> dict[str, Float[Array, "_ batch time _"]]:
+    """Per site the activations of the wanted layers, which ascend."""
     positions = decoder.positions_of(mask)
     context = decoder.context_of(config, positions, positions, mask)
-    generated = jnp.zeros_like(mask)
+    size = _rows_at_once(*mask.shape)
 
-    def step(
-        layer: Array, p: decoder.Params, carry: tuple[Array, list[Array]]
-    ) -> tuple[Array, list[Array]]:
-        h, kept = carry
-        seen: dict[str, Array] = {}
+    def some(
+        layer: Array, p: decoder.Params, h: Array, first: Int[Array, ""]
+    ) -> tuple[Array, dict[str, Array]]:
+        """A layer for `size` rows, and what the wanted sites read of them."""
+        own = decoder.Context(
+            *(lax.dynamic_slice_in_dim(a, first, size) for a in context[:3]),
+            *(lax.dynamic_slice_in_dim(a, first, size, axis=1) for a in context[3:]),
+        )
+        edits = intervene.of_rows(interventions, first, size)
+        seen = {}
 
         def visit(site: str, layer: Array, h: Array) -> Array:
-            seen[site] = intervene.apply(interventions, site, layer, h, positions, generated)
-            return seen[site]
+            prompt = jnp.zeros_like(own.key_mask)
+            h = intervene.apply(edits, site, layer, h, own.positions, prompt)
+            if site in wanted:
+                seen[site] = h
+            return h
 
-        h = decoder.block(config, p, layer, h, context, visit, decoder.keep_nothing)
-        # One buffer per tap: memory grows with what is asked for, not with depth.
-        kept = [
-            buffer if site == "final_norm" else jnp.where(layers[i] == layer, seen[site], buffer)
-            for i, (site, buffer) in enumerate(zip(sites, kept, strict=True))
-        ]
-        return h, kept
+        h = lax.dynamic_slice_in_dim(h, first, size)
+        h = decoder.block(config, p, layer, h, own, visit, decoder.keep_nothing)
+        return h, seen
+
+    def step(
+        layer: Array, p: decoder.Params, carry: tuple[Array, dict[str, Array]]
+    ) -> tuple[Array, dict[str, Array]]:
+        h, kept = carry
+        firsts = jnp.arange(0, len(h), size)
+        parts = lax.map(partial(some, layer, p, h), firsts)
+        h, seen = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), parts)
+        return h, {site: _keep(kept[site], wanted[site], layer, seen[site]) for site in kept}
 
     h = decoder.embed(config, params, tokens, positions)
-    carry = (h, [jnp.zeros_like(h) for _ in sites])
-    h, kept = decoder.loop_layers(params, carry, jnp.max(layers) + 1, step)
-    if "final_norm" in sites:
+    kept = {
+        site: jnp.zeros((len(layers), *mask.shape, decoder.site_width(config, site)), h.dtype)
+        for site, layers in wanted.items()
+        if site != "final_norm"
+    }
+    stop = jnp.max(jnp.concatenate(list(wanted.values()))) + 1
+    h, kept = decoder.loop_layers(params, (h, kept), stop, step)
+    if "final_norm" in wanted:
         last = jnp.asarray(config.n_layers - 1)
         h = decoder.final_norm(config, params, h)
-        h = intervene.apply(interventions, "final_norm", last, h, positions, generated)
-    return [h if site == "final_norm" else buffer for site, buffer in zip(sites, kept, strict=True)]
+        prompt = jnp.zeros_like(mask)
+        h = intervene.apply(interventions, "final_norm", last, h, positions, prompt)
+        kept["final_norm"] = h[None]
+    return kept
+
+
+def _rows_at_once(batch: int, time: int) -> int:
+    """How many rows, of a batch that they divide, go through a layer together.
+
+    A CPU is fastest where a part's numbers stay in its caches, and reads a layer's weights only
+    once for all parts; an accelerator takes the whole batch.
+    """
+    if jax.default_backend() != "cpu":
+        return batch
+    sizes = [n for n in range(1, batch + 1) if batch % n == 0 and n * time <= _PART_TOKENS]
+    largest = max(sizes, default=1)
+    return largest if 2 * largest * time > _PART_TOKENS or largest == batch else batch
+
+
+def _keep(
+    buffer: Float[Array, "layers batch time width"],
+    layers: Int[Any, " layers"],
+    layer: Int[Array, ""],
+    h: Float[Array, "batch time width"],
+) -> Float[Array, "layers batch time width"]:
+    """The buffer with `h` in its place, if `layer` is among those wanted.
+
+    One slice is written per layer, in place: memory grows with what is asked for, not with depth.
+    """
+    slot = jnp.minimum(jnp.searchsorted(layers, layer), len(layers) - 1)
+    old = lax.dynamic_index_in_dim(buffer, slot, keepdims=False)
+    new = jnp.where(layers[slot] == layer, h, old)
+    return lax.dynamic_update_index_in_dim(buffer, new, slot, 0)

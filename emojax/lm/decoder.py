@@ -17,12 +17,22 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from emojax.lm import attention, rope
 from emojax.lm.config import DecoderConfig
 
-# Where the residual stream can be read and changed, in the order of a forward pass. `attn_out` and
-# `mlp_out` are what is added to the stream; `final_norm` is what the unembedding reads.
-SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "final_norm")
+# Where a pass can be read and changed, in its order. `z` is the heads' outputs side by side, which
+# the output matrix reads, and `mlp_hidden` is what the MLP's last matrix reads. `attn_out` and
+# `mlp_out` are what is added to the residual stream; `final_norm` is what the unembedding reads.
+SITES = (
+    "resid_pre",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_hidden",
+    "mlp_out",
+    "resid_post",
+    "final_norm",
+)
 
 Params = dict[str, Any]
-Activation = Float[Array, "batch time d_model"]
+Activation = Float[Array, "batch time width"]
 KeysOrValues = Float[Array, "batch keys kv_heads head_dim"]
 
 # visit(site, layer, h) is called at every site and returns what the pass goes on with.
@@ -65,6 +75,12 @@ def shapes(config: DecoderConfig) -> dict[str, Any]:
         layer |= {f"{name}_bias": (d,) for name in norms}
         outer["final_norm_bias"] = (d,)
     return outer | {"layers": {name: (config.n_layers, *shape) for name, shape in layer.items()}}
+
+
+def site_width(config: DecoderConfig, site: str) -> int:
+    """How many numbers a token has at one of `SITES`."""
+    widths = {"z": config.n_heads * config.head_dim, "mlp_hidden": config.d_ff}
+    return widths.get(site, config.d_model)
 
 
 def init(config: DecoderConfig, key: Key[Array, ""], dtype: Any = jnp.float32) -> Params:
@@ -184,13 +200,13 @@ def block(
         config.query_scale,
         config.attention_softcap,
     )
-    out = _linear(p, "o", z.reshape(*h.shape[:2], -1))
+    out = _linear(p, "o", at("z", z.reshape(*h.shape[:2], -1)))
     if config.post_norms:
         out = norm(config, p, "attn_post_norm", out)
     h = at("resid_mid", h + at("attn_out", out))
 
     x = norm(config, p, "mlp_norm", before if config.parallel else h)
-    out = _linear(p, "down", _mlp_hidden(config, p, x))
+    out = _linear(p, "down", at("mlp_hidden", _mlp_hidden(config, p, x)))
     if config.post_norms:
         out = norm(config, p, "mlp_post_norm", out)
     return at("resid_post", h + at("mlp_out", out))

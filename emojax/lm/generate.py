@@ -12,10 +12,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from emojax.errors import UserError
-from emojax.lm import decoder, intervene
+from emojax.lm import decoder, intervene, kv_cache
 from emojax.lm.batching import check_rows, pad, padded_length
 from emojax.lm.config import DecoderConfig
-from emojax.lm.intervene import Intervention
+from emojax.lm.intervene import Intervention, Prepared
+from emojax.lm.intervention_checks import prepare
+from emojax.lm.kv_cache import Cache
 from emojax.lm.model import LanguageModel
 from emojax.lm.sampling import Sampling, sample
 from emojax.lm.text import tokenize
@@ -95,7 +97,7 @@ def generate(
 
     Args:
       lm: the language model.
-      prompts: texts (BOS is put before them), or token ids as they are.
+      prompts: texts (BOS is put before them), or token ids as they are (`chat.chat_rows`).
       settings: how to write.
       interventions: rows are numbered as the prompts are; generated tokens are those after the
         prompt, which phase "generated" edits as they are read back.
@@ -104,39 +106,13 @@ def generate(
     Raises:
       UserError: there is no prompt, one is empty or too long, or an intervention does not fit.
     """
-    if not prompts:
-        raise UserError("There is no prompt to continue; give at least one.")
-    rows = [tokenize(lm, [p])[0] if isinstance(p, str) else list(p) for p in prompts]
-    check_rows(lm.config, rows, room=settings.max_new_tokens)
-    prepared = intervene.prepare(lm.config, interventions, len(rows))
-    if seeds is None:
-        seeds = [settings.seed + i for i in range(len(rows))]
-    if len(seeds) != len(rows):
-        raise UserError(f"There are {len(seeds)} seeds for {len(rows)} prompts; give one for each.")
-    stop = lm.config.eos_token_ids if settings.stop_tokens is None else settings.stop_tokens
-    # -1 is no token: models without a stop token, or with several, compile alike.
-    stops = np.full(-(-max(len(stop), 1) // 8) * 8, -1, np.int32)
-    stops[: len(stop)] = stop
-
-    tokens, mask = pad(rows, len(rows), padded_length(max(map(len, rows))))
-    new, logprobs, counts = _generate(
-        lm.config,
-        -(-settings.max_new_tokens // _ROOM) * _ROOM,
-        lm.params,
-        jnp.asarray(tokens),
-        jnp.asarray(mask),
-        jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
-        jnp.asarray(settings.max_new_tokens),
-        jnp.asarray(stops),
-        Sampling(
-            temperature=jnp.float32(settings.temperature),
-            top_k=jnp.int32(settings.top_k),
-            top_p=jnp.float32(settings.top_p),
-            repetition_penalty=jnp.float32(settings.repetition_penalty),
+    tokens, mask, room, run = begin(lm, prompts, settings, interventions, seeds)
+    new, logprobs, counts = map(
+        np.asarray,
+        _generate(
+            lm.config, room, lm.params, tokens, mask, jnp.asarray(settings.max_new_tokens), run
         ),
-        prepared,
     )
-    new, logprobs, counts = np.asarray(new), np.asarray(logprobs), np.asarray(counts)
     written = [row[:n].tolist() for row, n in zip(new, counts, strict=True)]
     return Generation(
         tokens=written,
@@ -145,14 +121,60 @@ def generate(
     )
 
 
-class Cache(NamedTuple):
-    """Keys (turned by their positions) and values of every layer; slots are prompt, then new."""
+def begin(
+    lm: LanguageModel,
+    prompts: Sequence[str | Sequence[int]],
+    settings: GenerateSettings,
+    interventions: Sequence[Intervention],
+    seeds: Sequence[int] | None,
+) -> tuple[Int[Array, "batch time"], Bool[Array, "batch time"], int, "Run"]:
+    """Checks what `generate` was given; the prompts, their mask, the room for new tokens, the rest.
 
-    k: Float[Array, "layers batch slots kv_heads head_dim"]
-    v: Float[Array, "layers batch slots kv_heads head_dim"]
+    Raises:
+      UserError: as `generate`.
+    """
+    if not prompts:
+        raise UserError("There is no prompt to continue; give at least one.")
+    rows = [tokenize(lm, [p])[0] if isinstance(p, str) else list(p) for p in prompts]
+    check_rows(lm.config, rows, room=settings.max_new_tokens)
+    time = padded_length(max(map(len, rows)))
+    room = -(-settings.max_new_tokens // _ROOM) * _ROOM
+    prepared = prepare(lm.config, interventions, len(rows), time + room)
+    if seeds is None:
+        seeds = [settings.seed + i for i in range(len(rows))]
+    if len(seeds) != len(rows):
+        raise UserError(f"There are {len(seeds)} seeds for {len(rows)} prompts; give one for each.")
+    stop = lm.config.eos_token_ids if settings.stop_tokens is None else settings.stop_tokens
+    # -1 is no token: models without a stop token, or with several, compile alike.
+    stops = np.full(-(-max(len(stop), 1) // 8) * 8, -1, np.int32)
+    stops[: len(stop)] = stop
+    tokens, mask = pad(rows, len(rows), time)
+    run = Run(
+        keys=jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
+        stop=jnp.asarray(stops),
+        sampling=Sampling(
+            temperature=jnp.float32(settings.temperature),
+            top_k=jnp.int32(settings.top_k),
+            top_p=jnp.float32(settings.top_p),
+            repetition_penalty=jnp.float32(settings.repetition_penalty),
+        ),
+        interventions=prepared,
+    )
+    return jnp.asarray(tokens), jnp.asarray(mask), room, run
 
 
-class _State(NamedTuple):
+class Run(NamedTuple):
+    """What stays the same while rows are written."""
+
+    keys: Key[Array, " batch"]
+    stop: Int[Array, " stops"]
+    sampling: Sampling
+    interventions: tuple[Prepared, ...]
+
+
+class State(NamedTuple):
+    """What has been written: slots of `tokens` are the prompt's, padded on the right, then new."""
+
     step: Int[Array, ""]
     h: Float[Array, "batch d_model"]  # what the unembedding reads next
     tokens: Int[Array, "batch slots"]
@@ -168,55 +190,53 @@ def prefill(
     tokens: Int[Array, "batch time"],
     mask: Bool[Array, "batch time"],
     slots: int,
-    interventions: tuple[Intervention, ...] = (),
+    interventions: tuple[Prepared, ...] = (),
 ) -> tuple[Float[Array, "batch d_model"], Cache]:
     """Reads the prompts: what the unembedding reads at each row's last token, and the cache.
 
-    `interventions` have been through `intervene.prepare`. Padding may be on either side.
+    `interventions` have been through `intervention_checks.prepare`. Padding may be on either side;
+    `slots` is how many tokens the cache has room for, padding included.
     """
+    time = tokens.shape[1]
+    lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
+    # In the cache rows end together, so that slots apart are tokens apart.
+    first = jnp.argmax(mask, axis=1)
+    order = (jnp.arange(time) - time + (lengths + first)[:, None]) % time
+    tokens = jnp.take_along_axis(tokens, order, axis=1)
+    mask = jnp.arange(time) >= time - lengths[:, None]
     positions = decoder.positions_of(mask)
     context = decoder.context_of(config, positions, positions, mask)
-    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), 0), axis=1)
-    shape = (config.n_layers, len(tokens), slots, config.n_kv_heads, config.head_dim)
     h = decoder.embed(config, params, tokens, positions)
+    cache = kv_cache.empty(config, lengths, slots, h.dtype)
     h, cache = _through_layers(
-        config,
-        params,
-        h,
-        Cache(jnp.zeros(shape, h.dtype), jnp.zeros(shape, h.dtype)),
-        jnp.asarray(0),
-        tokens.shape[1],
-        context,
-        jnp.zeros_like(mask),
-        interventions,
+        config, params, h, cache, time, context, jnp.zeros_like(mask), interventions
     )
-    h, at = (jnp.take_along_axis(x, last[:, None, None], 1) for x in (h, positions[..., None]))
-    return _final(config, params, h, at[..., 0], jnp.zeros((len(h), 1), bool), interventions), cache
+    cache = cache._replace(used=jnp.asarray(time, jnp.int32))
+    last = positions[:, -1:]
+    return _final(
+        config, params, h[:, -1:], last, jnp.zeros_like(mask[:, :1]), interventions
+    ), cache
 
 
 def decode_step(
     config: DecoderConfig,
     params: decoder.Params,
     tokens: Int[Array, " batch"],
-    positions: Int[Array, " batch"],
-    key_positions: Int[Array, "batch slots"],
-    key_mask: Bool[Array, "batch slots"],
-    slot: Int[Array, ""],
+    slots: int,
     cache: Cache,
-    interventions: tuple[Intervention, ...] = (),
+    interventions: tuple[Prepared, ...] = (),
 ) -> tuple[Float[Array, "batch d_model"], Cache]:
-    """Reads one more token per row, into the cache's `slot`; else as `prefill`.
-
-    `key_positions` and `key_mask` describe all slots, the new one included.
-    """
-    context = decoder.context_of(config, positions[:, None], key_positions, key_mask)
-    generated = jnp.ones((len(tokens), 1), bool)
-    h = decoder.embed(config, params, tokens[:, None], positions[:, None])
-    slots = cache.k.shape[2]
-    h, cache = _through_layers(
-        config, params, h, cache, slot, slots, context, generated, interventions
-    )
-    return _final(config, params, h, positions[:, None], generated, interventions), cache
+    """Reads one more token per row into the cache, made with `slots`; else as `prefill`."""
+    used, lengths = cache.used + 1, cache.lengths + 1
+    key_positions = jnp.arange(slots) - used + lengths[:, None]
+    key_mask = (key_positions >= 0) & (jnp.arange(slots) < used)
+    positions = cache.lengths[:, None]
+    context = decoder.context_of(config, positions, key_positions, key_mask)
+    generated = jnp.ones_like(positions, bool)
+    h = decoder.embed(config, params, tokens[:, None], positions)
+    h, cache = _through_layers(config, params, h, cache, slots, context, generated, interventions)
+    cache = cache._replace(used=used, lengths=lengths)
+    return _final(config, params, h, positions, generated, interventions), cache
 
 
 def _through_layers(
@@ -224,13 +244,12 @@ def _through_layers(
     params: decoder.Params,
     h: Float[Array, "batch time d_model"],
     cache: Cache,
-    slot: Int[Array, ""],
-    keys: int,
+    slots: int,
     context: decoder.Context,
     generated: Bool[Array, "batch time"],
-    interventions: tuple[Intervention, ...],
+    interventions: tuple[Prepared, ...],
 ) -> tuple[Float[Array, "batch time d_model"], Cache]:
-    """All layers; new keys go to `slot` and on, and the first `keys` slots are attended to."""
+    """All layers; new keys go to the cache, and if they are not all of `slots` come from there."""
 
     def visit(site: str, layer: Array, h: Array) -> Array:
         return intervene.apply(interventions, site, layer, h, context.positions, generated)
@@ -241,24 +260,13 @@ def _through_layers(
 
         def store(layer: Array, k: Array, v: Array) -> tuple[Array, Array]:
             nonlocal kept
-            kept = Cache(*(_put(a, new, layer, slot) for a, new in zip(cache, (k, v), strict=True)))
-            if k.shape[1] == keys:
-                return k, v
-            return kept.k[layer][:, :keys], kept.v[layer][:, :keys]
+            kept = kv_cache.put(config, cache, layer, k, v)
+            return (k, v) if k.shape[1] == slots else kv_cache.get(config, kept, layer, slots)
 
         h = decoder.block(config, p, layer, h, context, visit, store)
         return h, kept
 
     return decoder.scan_layers(params, (h, cache), step)
-
-
-def _put(
-    cache: Float[Array, "layers batch slots kv_heads head_dim"],
-    new: Float[Array, "batch time kv_heads head_dim"],
-    layer: Int[Array, ""],
-    slot: Int[Array, ""],
-) -> Float[Array, "layers batch slots kv_heads head_dim"]:
-    return lax.dynamic_update_slice(cache, new[None], (layer, 0, slot, 0, 0))
 
 
 def _final(
@@ -267,11 +275,61 @@ def _final(
     h: Float[Array, "batch 1 d_model"],
     positions: Int[Array, "batch 1"],
     generated: Bool[Array, "batch 1"],
-    interventions: tuple[Intervention, ...],
+    interventions: tuple[Prepared, ...],
 ) -> Float[Array, "batch d_model"]:
     last = jnp.asarray(config.n_layers - 1)
     h = decoder.final_norm(config, params, h)
     return intervene.apply(interventions, "final_norm", last, h, positions, generated)[:, 0]
+
+
+def first(
+    config: DecoderConfig,
+    room: int,
+    params: decoder.Params,
+    prompts: Int[Array, "batch time"],
+    mask: Bool[Array, "batch time"],
+    interventions: tuple[Prepared, ...],
+) -> State:
+    """The state after the prompts, padded on the right, with room for new tokens."""
+    batch, time = prompts.shape
+    h, cache = prefill(config, params, prompts, mask, time + room, interventions)
+    return State(
+        step=jnp.asarray(0),
+        h=h,
+        tokens=jnp.pad(prompts, ((0, 0), (0, room))),
+        logprobs=jnp.zeros((batch, room)),
+        done=jnp.zeros(batch, bool),
+        counts=jnp.zeros(batch, jnp.int32),
+        cache=cache,
+    )
+
+
+def write(
+    config: DecoderConfig,
+    params: decoder.Params,
+    mask: Bool[Array, "batch time"],
+    run: Run,
+    state: State,
+) -> State:
+    """One more token per row."""
+    step, (batch, time) = state.step, mask.shape
+    slots = state.tokens.shape[1]
+    new = jnp.broadcast_to(jnp.arange(slots - time) < step, (batch, slots - time))
+    known = jnp.concatenate([mask, new], axis=1)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(run.keys, step)
+    logits = decoder.unembed(config, params, state.h)
+    token, logprob = sample(logits, state.tokens, known, keys, run.sampling)
+    token = jnp.where(state.done, 0, token)
+    h, cache = decode_step(config, params, token, slots, state.cache, run.interventions)
+    return State(
+        step=step + 1,
+        h=h,
+        tokens=lax.dynamic_update_slice(state.tokens, token[:, None], (0, time + step)),
+        logprobs=lax.dynamic_update_slice(state.logprobs, logprob[:, None], (0, step)),
+        done=state.done | jnp.any(token[:, None] == run.stop, axis=1),
+        counts=state.counts + ~state.done,
+        cache=cache,
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -281,64 +339,17 @@ def _generate(
     params: decoder.Params,
     prompts: Int[Array, "batch time"],
     mask: Bool[Array, "batch time"],
-    keys: Key[Array, " batch"],
     max_new: Int[Array, ""],
-    stop: Int[Array, " stops"],
-    sampling: Sampling,
-    interventions: tuple[Intervention, ...],
+    run: Run,
 ) -> tuple[Int[Array, "batch room"], Float[Array, "batch room"], Int[Array, " batch"]]:
     """New tokens, their log-probabilities, and how many of them each row has."""
-    batch, time = prompts.shape
-    lengths = jnp.sum(mask, axis=1)
-    # The slots' positions are known beforehand: the prompt's own, then on from its length.
-    new_positions = lengths[:, None] + jnp.arange(room)
-    key_positions = jnp.concatenate([decoder.positions_of(mask), new_positions], axis=1)
 
-    def known(step: Int[Array, ""]) -> Bool[Array, "batch slots"]:
-        new = jnp.broadcast_to(jnp.arange(room) < step, (batch, room))
-        return jnp.concatenate([mask, new], axis=1)
-
-    def go_on(state: _State) -> Bool[Array, ""]:
+    def go_on(state: State) -> Bool[Array, ""]:
         return (state.step < max_new) & ~jnp.all(state.done)
 
-    def write(state: _State) -> _State:
-        step = state.step
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-        logits = decoder.unembed(config, params, state.h)
-        token, logprob = sample(logits, state.tokens, known(step), step_keys, sampling)
-        token = jnp.where(state.done, 0, token)
-        tokens = lax.dynamic_update_slice(state.tokens, token[:, None], (0, time + step))
-        logprobs = lax.dynamic_update_slice(state.logprobs, logprob[:, None], (0, step))
-        h, cache = decode_step(
-            config,
-            params,
-            token,
-            lengths + step,
-            key_positions,
-            known(step + 1),
-            time + step,
-            state.cache,
-            interventions,
-        )
-        return _State(
-            step=step + 1,
-            h=h,
-            tokens=tokens,
-            logprobs=logprobs,
-            done=state.done | jnp.any(token[:, None] == stop, axis=1),
-            counts=state.counts + ~state.done,
-            cache=cache,
-        )
-
-    h, cache = prefill(config, params, prompts, mask, time + room, interventions)
-    state = _State(
-        step=jnp.asarray(0),
-        h=h,
-        tokens=jnp.pad(prompts, ((0, 0), (0, room))),
-        logprobs=jnp.zeros((batch, room)),
-        done=jnp.zeros(batch, bool),
-        counts=jnp.zeros(batch, jnp.int32),
-        cache=cache,
+    state = lax.while_loop(
+        go_on,
+        partial(write, config, params, mask, run),
+        first(config, room, params, prompts, mask, run.interventions),
     )
-    state = lax.while_loop(go_on, write, state)
-    return state.tokens[:, time:], state.logprobs, state.counts
+    return state.tokens[:, prompts.shape[1] :], state.logprobs, state.counts

@@ -1,8 +1,11 @@
-"""Interventions on the residual stream, as data that a jitted pass takes as an argument.
+"""Interventions on activations, as data that a jitted pass takes as an argument.
 
-What is compiled depends on how many interventions there are and at which sites, and on nothing
-else: layers, rows, positions, modes, vectors and strengths are arrays. Where an intervention is not
-at work, or changes nothing, the numbers that go on are the very bits that came in.
+What is compiled depends on how many interventions of a kind there are and at which sites, and on
+nothing else: layers, rows, positions, modes, vectors and strengths are arrays. Where one is not at
+work, or changes nothing, the numbers that go on are the very bits that came in.
+
+`direction`, `clamp`, `ablate`, `patch` and `latents` make them, `intervention_checks.prepare` fits
+them to a model and a batch, `apply` does them, and `intervention_files` keeps them.
 """
 
 import dataclasses
@@ -16,25 +19,26 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from emojax.errors import UserError
-from emojax.lm import decoder
-from emojax.lm.config import DecoderConfig
 
-_MODES = ("add", "scale", "set", "project_out")
-_LATENT_MODES = ("add", "clamp", "scale")
-_UNITS = ("raw", "fraction")
-_PHASES = {"prompt": (True, False), "generated": (False, True), "both": (True, True)}
+MODES = ("add", "scale", "set", "project_out", "clamp")
+LATENT_MODES = ("add", "clamp", "scale")
+UNITS = ("raw", "fraction")
+PHASES = {"prompt": (True, False), "generated": (False, True), "both": (True, True)}
 _FOREVER = np.iinfo(np.int32).max
 
 
+# In the comments: what a caller may give, then what `prepare` makes of it where that differs.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Direction:
-    """An edit along a vector; `vector` is one for all rows or one per row, `strength` likewise."""
+    """An edit along a vector, one for all rows or one per row."""
 
-    mode: Any  # index into add, scale, set, project_out
-    vector: Any  # [d_model] or [batch, d_model]
-    strength: Any  # [] or [batch]
+    mode: Any  # index into MODES
+    vector: Any  # [], [width] or [batch, width] -> [batch, width]
+    strength: Any  # [] or [batch] -> [batch]
     fraction: Any  # whether strength is a fraction of each token's own norm
+    low: Any  # [] or [batch] -> [batch], the bounds of a clamp
+    high: Any
 
 
 @jax.tree_util.register_dataclass
@@ -42,30 +46,49 @@ class Direction:
 class Latents:
     """An edit of some latents of a sparse autoencoder, with the rows of it that they need."""
 
-    mode: Any  # index into add, clamp, scale
-    value: Any  # [m] or [batch, m]
-    w_enc: Any  # [m, d_model]
+    mode: Any  # index into LATENT_MODES
+    value: Any  # [], [m] or [batch, m] -> [batch, m]
+    w_enc: Any  # [m, width]
     b_enc: Any  # [m]
-    w_dec: Any  # [m, d_model]
-    threshold: Any  # [m], what a pre-activation must exceed for the latent to be active
+    w_dec: Any  # [m, width]
+    threshold: Any  # [] or [m] -> [m], what a pre-activation of an active latent exceeds
     unit_norm: Any  # whether the autoencoder reads h / ‖h‖ and writes times ‖h‖
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Intervention:
-    """What to change (`edit`), and where: site, layer, rows, positions, phase.
+class Patch:
+    """Values of another run, by position."""
 
-    Make one with `direction`, `ablate` or `latents`.
+    values: Any  # [n, width] or [batch, n, width] -> [batch, length, width]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Intervention:
+    """What to change (`edit`), and where; the functions below make it."""
+
+    site: str = dataclasses.field(metadata={"static": True})
+    layer: Any  # []
+    edit: Direction | Latents | Patch
+    rows: Any  # [] or [batch], weights: 0 leaves a row alone, 1 edits it
+    positions: Any  # (start, end), each [] or [batch]; or a mask, [n] or [batch, n]
+    phases: Any  # [2], whether prompt and whether generated tokens are edited
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An intervention whose arrays have the shapes of one model and one batch.
+
+    `weights` holds rows and positions: how much of the edit the token at each position gets.
     """
 
     site: str = dataclasses.field(metadata={"static": True})
     layer: Any  # []
-    edit: Direction | Latents
-    rows: Any  # [] or [batch], weights: 0 leaves a row alone, 1 edits it
-    start: Any  # [] or [batch], position of the first token edited
-    end: Any  # [] or [batch], position after the last
-    phases: Any  # [2], whether prompt and whether generated tokens are edited
+    edit: Direction | Latents | Patch
+    weights: Any  # [batch, length]
+    phases: Any  # [2]
 
 
 def direction(
@@ -77,51 +100,88 @@ def direction(
     strength: Any = 1.0,
     unit: str = "raw",
     rows: Any = 1.0,
-    positions: tuple[Any, Any] = (0, _FOREVER),
+    positions: Any = (0, _FOREVER),
     phase: str = "both",
 ) -> Intervention:
-    """An edit of the residual h of a token along a vector v, with strength s.
+    """An edit of a token's activation h along a vector v, with strength s.
 
     * add: h + s v
-    * scale: s h (v only gives the width)
+    * scale: s h, whatever v is
     * set: s v
     * project_out: h − s (h · v̂) v̂ with v̂ = v / ‖v‖
 
     Args:
       mode: one of the four above.
-      vector: `[d_model]`, or `[batch, d_model]` for a vector per row.
+      vector: `[width]` of the site, or `[batch, width]` for a vector per row; in scale and set also
+        one number, for a vector that holds only that.
       layer: which layer, from 0; a traced number is fine.
       site: one of `decoder.SITES`.
       strength: s, one number or one per row.
       unit: "raw", or "fraction": in add and set, s v becomes s ‖h‖ v̂, so that s is a fraction of
         the token's own norm.
       rows: weights of the edit, one number or one per row; 0 leaves a row untouched.
-      positions: edited are tokens from the first to before the second, counted from the row's first
-        real token; each a number or one per row.
+      positions: which tokens are edited, counted from the row's first real token: a pair `(start,
+        end)`, each a number or one per row, `end` not included; or a mask, boolean `[n]` or
+        `[batch, n]`, that leaves tokens from n on alone.
       phase: whether prompt tokens, generated tokens or both are edited.
 
     Raises:
       UserError: `mode`, `unit` or `phase` is none of those above.
     """
     edit = Direction(
-        mode=np.int32(_index("mode", mode, _MODES)),
+        mode=np.int32(_index("mode", mode, MODES[:-1])),
         vector=vector,
         strength=strength,
-        fraction=np.bool_(_index("unit", unit, _UNITS)),
+        fraction=np.bool_(_index("unit", unit, UNITS)),
+        low=-np.inf,
+        high=np.inf,
     )
     return _intervention(edit, layer, site, rows, positions, phase)
 
 
-def ablate(
-    mean: Any,
+def clamp(
+    vector: Any,
+    low: Any = -np.inf,
+    high: Any = np.inf,
     *,
     layer: Any,
     site: str = "resid_post",
     rows: Any = 1.0,
-    positions: tuple[Any, Any] = (0, _FOREVER),
+    positions: Any = (0, _FOREVER),
     phase: str = "both",
 ) -> Intervention:
-    """Replaces the residual by `mean`, `[d_model]` or `[batch, d_model]` (zeros: zero ablation).
+    """Moves a token's activation along a vector v until its projection on v̂ is within bounds.
+
+    h + (min(max(h · v̂, low), high) − h · v̂) v̂ with v̂ = v / ‖v‖; what is orthogonal to v stays.
+
+    Args:
+      vector: `[width]`, or `[batch, width]` for a vector per row.
+      low: the least projection, in the activation's units, one number or one per row.
+      high: the largest; where it equals `low`, that is the projection's value.
+      layer: as in `direction`.
+      site: as in `direction`.
+      rows: as in `direction`.
+      positions: as in `direction`.
+      phase: as in `direction`.
+
+    Raises:
+      UserError: `phase` is unknown.
+    """
+    mode, raw = np.int32(MODES.index("clamp")), np.bool_(False)
+    edit = Direction(mode, vector, strength=1.0, fraction=raw, low=low, high=high)
+    return _intervention(edit, layer, site, rows, positions, phase)
+
+
+def ablate(
+    mean: Any = 0.0,
+    *,
+    layer: Any,
+    site: str = "resid_post",
+    rows: Any = 1.0,
+    positions: Any = (0, _FOREVER),
+    phase: str = "both",
+) -> Intervention:
+    """Replaces activations by a mean, `[width]` or `[batch, width]`, or by zeros.
 
     Raises:
       UserError: `phase` is unknown.
@@ -129,6 +189,33 @@ def ablate(
     return direction(
         "set", mean, layer=layer, site=site, rows=rows, positions=positions, phase=phase
     )
+
+
+def patch(
+    values: Any,
+    *,
+    layer: Any,
+    site: str = "resid_post",
+    rows: Any = 1.0,
+    positions: Any = (0, _FOREVER),
+    phase: str = "both",
+) -> Intervention:
+    """Replaces activations by those of another run, position by position.
+
+    Args:
+      values: `[n, width]` for all rows or `[batch, n, width]`, as `capture` reads them of rows
+        padded on the right; entry p is for the token at position p, and tokens from n on are left
+        alone.
+      layer: as in `direction`.
+      site: as in `direction`.
+      rows: as in `direction`.
+      positions: as in `direction`.
+      phase: as in `direction`.
+
+    Raises:
+      UserError: `phase` is unknown.
+    """
+    return _intervention(Patch(values), layer, site, rows, positions, phase)
 
 
 def latents(
@@ -143,7 +230,7 @@ def latents(
     threshold: Any = 0.0,
     unit_norm: bool = False,
     rows: Any = 1.0,
-    positions: tuple[Any, Any] = (0, _FOREVER),
+    positions: Any = (0, _FOREVER),
     phase: str = "both",
 ) -> Intervention:
     """An edit of m latents of a sparse autoencoder: h + decode(z') − decode(z).
@@ -154,9 +241,9 @@ def latents(
     Args:
       mode: one of the three above.
       value: one number, `[m]` or `[batch, m]`.
-      w_enc: the latents' encoder rows, `[m, d_model]`.
+      w_enc: the latents' encoder rows, `[m, width]`.
       b_enc: their encoder biases, `[m]`.
-      w_dec: their decoder rows, `[m, d_model]`.
+      w_dec: their decoder rows, `[m, width]`.
       layer: which layer, from 0.
       site: one of `decoder.SITES`.
       threshold: one number or `[m]`; 0 is ReLU. For a TopK autoencoder, the least value at which
@@ -170,7 +257,7 @@ def latents(
       UserError: `mode` or `phase` is unknown.
     """
     edit = Latents(
-        mode=np.int32(_index("mode", mode, _LATENT_MODES)),
+        mode=np.int32(_index("mode", mode, LATENT_MODES)),
         value=value,
         w_enc=w_enc,
         b_enc=b_enc,
@@ -181,31 +268,40 @@ def latents(
     return _intervention(edit, layer, site, rows, positions, phase)
 
 
-def prepare(
-    config: DecoderConfig, interventions: Sequence[Intervention], batch: int
-) -> tuple[Intervention, ...]:
-    """Checks interventions and gives each array its full shape, before anything is compiled.
+def of_rows(
+    interventions: Sequence[Prepared], first: Int[Array, ""], count: int
+) -> tuple[Prepared, ...]:
+    """The interventions of a batch for `count` of its rows alone, from `first` on."""
 
-    Arrays traced by JAX pass unchecked but for their shapes, so that gradients flow through.
+    def rows(a: Array) -> Array:
+        return lax.dynamic_slice_in_dim(a, first, count)
 
-    Raises:
-      UserError: a site or layer does not exist, a shape does not fit the model or the batch, or a
-        number is NaN or infinite.
-    """
+    by_row = {
+        Direction: ("vector", "strength", "low", "high"),
+        Latents: ("value",),
+        Patch: ("values",),
+    }
     return tuple(
-        _prepare(config, intervention, batch, f"Intervention {i + 1} of {len(interventions)}")
-        for i, intervention in enumerate(interventions)
+        dataclasses.replace(
+            given,
+            edit=dataclasses.replace(
+                given.edit,
+                **{name: rows(getattr(given.edit, name)) for name in by_row[type(given.edit)]},
+            ),
+            weights=rows(given.weights),
+        )
+        for given in interventions
     )
 
 
 def apply(
-    interventions: Sequence[Intervention],
+    interventions: Sequence[Prepared],
     site: str,
     layer: Int[Array, ""],
-    h: Float[Array, "batch time d_model"],
+    h: Float[Array, "batch time width"],
     positions: Int[Array, "batch time"],
     generated: Bool[Array, "batch time"],
-) -> Float[Array, "batch time d_model"]:
+) -> Float[Array, "batch time width"]:
     """`h` after the interventions at this site and layer, in their order."""
     for intervention in interventions:
         if intervention.site == site:
@@ -219,24 +315,23 @@ def apply(
 
 
 def _edited(
-    intervention: Intervention,
-    h: Float[Array, "batch time d_model"],
+    intervention: Prepared,
+    h: Float[Array, "batch time width"],
     positions: Int[Array, "batch time"],
     generated: Bool[Array, "batch time"],
-) -> Float[Array, "batch time d_model"]:
+) -> Float[Array, "batch time width"]:
     wide = h.astype(jnp.float32)
-    if isinstance(intervention.edit, Direction):
-        target, changed = _along(intervention.edit, wide)
+    edit = intervention.edit
+    if isinstance(edit, Direction):
+        target, changed = _along(edit, wide)
+    elif isinstance(edit, Latents):
+        target, changed = _with_latents(edit, wide)
     else:
-        target, changed = _with_latents(intervention.edit, wide)
-    weight = intervention.rows[:, None]
-    active = (
-        changed
-        & (weight != 0)
-        & (positions >= intervention.start[:, None])
-        & (positions < intervention.end[:, None])
-        & jnp.where(generated, intervention.phases[1], intervention.phases[0])
-    )
+        target = jnp.take_along_axis(edit.values, positions[..., None], axis=1, mode="clip")
+        changed = jnp.ones_like(generated)
+    weight = jnp.take_along_axis(intervention.weights, positions, axis=1, mode="clip")
+    in_phase = jnp.where(generated, intervention.phases[1], intervention.phases[0])
+    active = changed & (weight != 0) & in_phase
     # A full weight gives the target itself, not a sum that rounds.
     weight = weight[..., None]
     target = jnp.where(weight == 1, target, wide + weight * (target - wide))
@@ -244,29 +339,33 @@ def _edited(
 
 
 def _along(
-    edit: Direction, h: Float[Array, "batch time d_model"]
-) -> tuple[Float[Array, "batch time d_model"], Bool[Array, "batch time"]]:
-    """The edited residual, and where it differs: a·v + b·h + c·v, with a and b by the mode."""
-    vector = edit.vector.astype(jnp.float32)[:, None]
-    strength = edit.strength.astype(jnp.float32)[:, None, None]
+    edit: Direction, h: Float[Array, "batch time width"]
+) -> tuple[Float[Array, "batch time width"], Bool[Array, "batch time"]]:
+    """The edited activation, a·v + b·h with a and b by the mode, and where it differs."""
+    vector = edit.vector[:, None]
+    strength, low, high = (x[:, None, None] for x in (edit.strength, edit.low, edit.high))
     square = jnp.sum(vector * vector, axis=-1, keepdims=True)
     # A zero vector has no direction: a fraction of it, or what it projects out, is nothing.
     squared = jnp.where(square > 0, square, 1.0)
     size = jnp.sqrt(jnp.sum(h * h, axis=-1, keepdims=True))
     along = jnp.sum(h * vector, axis=-1, keepdims=True) / squared
+    projection = along * jnp.sqrt(squared)
+    missing = jnp.clip(projection, low, high) - projection
 
-    add, scale, replace, project = (edit.mode == i for i in range(len(_MODES)))
+    add, scale, replace, project, clamp = (edit.mode == i for i in range(len(MODES)))
     amount = jnp.where(edit.fraction, strength * size * lax.rsqrt(squared), strength)
     amount = jnp.where(add | replace, amount, jnp.where(project, -strength * along, 0.0))
+    amount = jnp.where(clamp, missing * lax.rsqrt(squared), amount)
     kept = jnp.where(scale, strength, jnp.where(replace, 0.0, 1.0))
     changed = jnp.where(scale, strength != 1, replace | (strength != 0))
+    changed = jnp.where(clamp, missing != 0, changed)
     return amount * vector + kept * h, jnp.broadcast_to(changed[..., 0], h.shape[:2])
 
 
 def _with_latents(
-    edit: Latents, h: Float[Array, "batch time d_model"]
-) -> tuple[Float[Array, "batch time d_model"], Bool[Array, "batch time"]]:
-    """The residual with the latents edited, and where a latent changed."""
+    edit: Latents, h: Float[Array, "batch time width"]
+) -> tuple[Float[Array, "batch time width"], Bool[Array, "batch time"]]:
+    """The activation with the latents edited, and where a latent changed."""
     norm = jnp.sqrt(jnp.sum(h * h, axis=-1, keepdims=True))
     size = jnp.where(edit.unit_norm & (norm > 0), norm, 1.0)
     pre = jnp.einsum("btd,md->btm", h / size, edit.w_enc) + edit.b_enc
@@ -279,22 +378,21 @@ def _with_latents(
 
 
 def _intervention(
-    edit: Direction | Latents,
+    edit: Direction | Latents | Patch,
     layer: Any,
     site: str,
     rows: Any,
-    positions: tuple[Any, Any],
+    positions: Any,
     phase: str,
 ) -> Intervention:
-    _index("phase", phase, tuple(_PHASES))
+    _index("phase", phase, tuple(PHASES))
     return Intervention(
         site=site,
         layer=layer,
         edit=edit,
         rows=rows,
-        start=positions[0],
-        end=positions[1],
-        phases=np.array(_PHASES[phase]),
+        positions=positions,
+        phases=np.array(PHASES[phase]),
     )
 
 
@@ -305,74 +403,3 @@ def _index(what: str, value: str, allowed: tuple[str, ...]) -> int:
             f"use one of {', '.join(allowed)}."
         )
     return allowed.index(value)
-
-
-def _prepare(config: DecoderConfig, given: Intervention, batch: int, what: str) -> Intervention:
-    if given.site not in decoder.SITES:
-        raise UserError(
-            f"{what} is at the site {given.site!r}, which does not exist; "
-            f"use one of {', '.join(decoder.SITES)}."
-        )
-    layer = given.layer
-    if not isinstance(layer, jax.core.Tracer):
-        check_layer(config, given.site, int(layer), what)
-
-    def full(name: str, value: Any, shape: tuple[int, ...], dtype: Any, least: int = 0) -> Array:
-        where = f"{what} (at {given.site}, layer {layer}): {name}"
-        return _full(value, shape, dtype, least, where)
-
-    edit = given.edit
-    if isinstance(edit, Direction):
-        edit = Direction(
-            mode=jnp.asarray(edit.mode, jnp.int32),
-            vector=full("vector", edit.vector, (batch, config.d_model), jnp.float32, 1),
-            strength=full("strength", edit.strength, (batch,), jnp.float32),
-            fraction=jnp.asarray(edit.fraction, bool),
-        )
-    else:
-        m = (np.shape(edit.w_enc) or (1,))[0]
-        edit = Latents(
-            mode=jnp.asarray(edit.mode, jnp.int32),
-            value=full("value", edit.value, (batch, m), jnp.float32),
-            w_enc=full("w_enc", edit.w_enc, (m, config.d_model), jnp.float32, 2),
-            b_enc=full("b_enc", edit.b_enc, (m,), jnp.float32),
-            w_dec=full("w_dec", edit.w_dec, (m, config.d_model), jnp.float32, 2),
-            threshold=full("threshold", edit.threshold, (m,), jnp.float32),
-            unit_norm=jnp.asarray(edit.unit_norm, bool),
-        )
-    return Intervention(
-        site=given.site,
-        layer=jnp.asarray(layer, jnp.int32),
-        edit=edit,
-        rows=full("rows", given.rows, (batch,), jnp.float32),
-        start=full("start", given.start, (batch,), jnp.int32),
-        end=full("end", given.end, (batch,), jnp.int32),
-        phases=jnp.asarray(given.phases, bool),
-    )
-
-
-def check_layer(config: DecoderConfig, site: str, layer: int, what: str) -> None:
-    """Refuses a layer that the model does not have, at a site that exists.
-
-    Raises:
-      UserError: the layer is not there, or `final_norm` is asked for at any layer but the last.
-    """
-    first = config.n_layers - 1 if site == "final_norm" else 0
-    if not first <= layer < config.n_layers:
-        raise UserError(
-            f"{what} is at layer {layer}, where there is no {site}; "
-            f"choose a layer from {first} to {config.n_layers - 1}."
-        )
-
-
-def _full(value: Any, shape: tuple[int, ...], dtype: Any, least: int, what: str) -> Array:
-    """`value` broadcast to `shape`; it has the last dimensions of it, `least` of them or more."""
-    given = np.shape(value)
-    if len(given) < least or given != shape[len(shape) - len(given) :]:
-        raise UserError(
-            f"{what} has shape {given}, which does not fit {shape}; "
-            "give it the model's width and either one row or as many as the batch."
-        )
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(value))):
-        raise UserError(f"{what} holds NaN or infinity; look at where it was made.")
-    return jnp.broadcast_to(jnp.asarray(value, dtype), shape)

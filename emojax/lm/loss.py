@@ -13,7 +13,8 @@ from emojax.lm import decoder, intervene
 from emojax.lm.batching import check_tokens
 from emojax.lm.capture import Tap, check_taps
 from emojax.lm.config import DecoderConfig
-from emojax.lm.intervene import Intervention
+from emojax.lm.intervene import Intervention, Prepared
+from emojax.lm.intervention_checks import prepare
 
 # Logits in memory at once: 128 MiB of float32.
 _LOGITS = 2**25
@@ -54,7 +55,7 @@ def next_token_loss(
       UserError: a row is empty or too long, or a splice or intervention does not fit the model.
     """
     check_tokens(config, tokens, mask)
-    prepared = intervene.prepare(config, interventions, tokens.shape[0])
+    prepared = prepare(config, interventions, *tokens.shape)
     if splice is not None:
         check_taps(config, [splice.tap])
     site = None if splice is None else splice.tap.site
@@ -80,7 +81,7 @@ def _loss(
     params: decoder.Params,
     tokens: Int[Array, "batch time"],
     mask: Bool[Array, "batch time"],
-    interventions: tuple[Intervention, ...],
+    interventions: tuple[Prepared, ...],
     splice_layer: Int[Array, ""],
     args: Any,
 ) -> Float[Array, "batch predictions"]:

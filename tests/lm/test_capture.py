@@ -6,7 +6,7 @@ from tiny_models import ragged, tiny, tiny_lm
 
 from emojax.errors import UserError
 from emojax.lm import capture as capturing
-from emojax.lm import decoder
+from emojax.lm import decoder, intervene
 from emojax.lm.batching import batches
 from emojax.lm.capture import Tap, capture, last_token, stream
 
@@ -39,9 +39,54 @@ def test_every_site_of_every_layer(name):
     for tap in taps:
         np.testing.assert_allclose(read[tap][mask], expected[tap][mask], atol=1e-5)
     for layer in range(config.n_layers):
-        pre, attn, mid, mlp, post = (read[Tap(layer, site)] for site in sites)
-        np.testing.assert_allclose(pre + attn, mid, atol=1e-6)
-        np.testing.assert_allclose(mid + mlp, post, atol=1e-6)
+        found = {site: np.asarray(read[Tap(layer, site)]) for site in sites}
+        for site, values in found.items():
+            assert values.shape == (*mask.shape, decoder.site_width(config, site))
+        mid = found["resid_pre"] + found["attn_out"]
+        np.testing.assert_allclose(mid, found["resid_mid"], atol=1e-6)
+        post = found["resid_mid"] + found["mlp_out"]
+        np.testing.assert_allclose(post, found["resid_post"], atol=1e-6)
+        if not config.post_norms:
+            p = {name: np.asarray(a[layer]) for name, a in params["layers"].items()}
+            np.testing.assert_allclose(found["z"] @ p["o"], found["attn_out"], atol=1e-5)
+            np.testing.assert_allclose(found["mlp_hidden"] @ p["down"], found["mlp_out"], atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_rows_may_go_through_a_layer_in_parts(at_once, monkeypatch):
+    config, params = tiny("gemma3")
+    tokens, mask = ragged(config, 6, 9, "right")
+    vectors = np.random.default_rng(0).normal(size=(6, config.d_model))
+    edits = [
+        intervene.direction(
+            "add", vectors, layer=1, strength=np.arange(6), rows=[1, 0, 1, 1, 0, 1]
+        ),
+        intervene.patch(vectors[:, None], layer=2, site="attn_out"),
+        intervene.latents(
+            "clamp",
+            np.ones((6, 4)),
+            layer=0,
+            w_enc=vectors[:4],
+            b_enc=np.ones(4),
+            w_dec=vectors[:4],
+        ),
+    ]
+    taps = [Tap(0), Tap(2, "mlp_hidden"), Tap(3, "final_norm"), Tap(1, "z")]
+    whole = capture(config, params, tokens, mask, taps, edits)
+    monkeypatch.setattr(capturing, "_rows_at_once", lambda batch, time: at_once)
+    capturing._capture.clear_cache()
+    found = capture(config, params, tokens, mask, taps, edits)
+    capturing._capture.clear_cache()
+    for tap in taps:
+        np.testing.assert_allclose(found[tap][mask], whole[tap][mask], atol=2e-5)
+
+
+def test_parts_divide_their_batch():
+    for batch in range(1, 40):
+        for time in (1, 8, 128, 300, 2000):
+            size = capturing._rows_at_once(batch, time)
+            assert batch % size == 0
+            assert size == batch or size == 1 or 256 < size * time <= 512
 
 
 def test_later_layers_and_the_unembedding_are_not_read():
@@ -62,6 +107,10 @@ def test_other_layers_do_not_compile_again():
     before = capturing._capture._cache_size()
     for a, b in ((1, 0), (3, 3), (2, 1)):
         capture(config, params, tokens, mask, [Tap(b, "resid_mid"), Tap(a)])
+    wide = [[Tap(i, "z") for i in layers] for layers in ((0, 1), (3, 1), (2, 3))]
+    before += 1
+    for taps in wide:
+        capture(config, params, tokens, mask, taps)
     assert capturing._capture._cache_size() == before
 
 
@@ -69,8 +118,8 @@ def test_memory_does_not_grow_with_depth():
     def temporary(n_layers, sites):
         config, params = tiny("gemma3", n_layers=n_layers)
         tokens, mask = map(jnp.asarray, ragged(config, 4, 64, "right"))
-        layers = jnp.zeros(len(sites), jnp.int32)
-        lowered = capturing._capture.lower(config, sites, params, tokens, mask, layers, ())
+        wanted = {site: jnp.zeros(1, jnp.int32) for site in sites}
+        lowered = capturing._capture.lower(config, params, tokens, mask, wanted, ())
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     buffer = 4 * 64 * 32 * 4

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -47,22 +48,35 @@ def test_cached_steps_are_the_full_pass(name, side):
     new = jnp.asarray(np.random.default_rng(5).integers(3, 97, (3, 9)))
     mask = jnp.concatenate([mask, jnp.ones((3, 9), bool)], axis=1)
     tokens = jnp.concatenate([tokens, new], axis=1)
-    positions = decoder.positions_of(mask)
-    step = jax.jit(generating.decode_step, static_argnums=0)
+    prefill = jax.jit(generating.prefill, static_argnums=(0, 4))
+    step = jax.jit(generating.decode_step, static_argnums=(0, 3))
     with jax.default_matmul_precision("highest"):
         full = decoder.logits(config, params, tokens, mask)
-        h, cache = generating.prefill(config, params, tokens[:, :12], mask[:, :12], 21)
+        h, cache = prefill(config, params, tokens[:, :12], mask[:, :12], 21)
         last = [int(np.flatnonzero(row[:12])[-1]) for row in mask]
         found = decoder.unembed(config, params, h)
         np.testing.assert_allclose(found, full[jnp.arange(3), jnp.asarray(last)], atol=1e-5)
         for slot in range(12, 21):
-            key_mask = mask & (jnp.arange(21) <= slot)
-            at = positions[:, slot]
-            h, cache = step(
-                config, params, tokens[:, slot], at, positions, key_mask, jnp.asarray(slot), cache
-            )
+            h, cache = step(config, params, tokens[:, slot], 21, cache)
             found = decoder.unembed(config, params, h)
             np.testing.assert_allclose(found, full[:, slot], atol=1e-5)
+    np.testing.assert_array_equal(cache.lengths, mask.sum(axis=1))
+
+
+def test_windows_bound_the_memory_of_their_layers():
+    def numbers(slots):
+        config, params = tiny("gemma3")
+        tokens = jnp.ones((2, 4), jnp.int32)
+        prefill = functools.partial(generating.prefill, config, params)
+        _, cache = jax.eval_shape(lambda t: prefill(t, t > 0, slots), tokens)
+        return [sum(a.size for a in pair) for pair in (cache.whole, cache.ring)], cache
+
+    (whole, ring), cache = numbers(100)
+    assert [a.shape for a in cache.whole] == [(2, 2, 100, 2, 16)] * 2
+    assert [a.shape for a in cache.ring] == [(2, 2, 8, 2, 16)] * 2
+    assert numbers(10_000)[0] == [100 * whole, ring]
+    # Where all slots are within the windows there is nothing to save.
+    assert numbers(8)[0] == [2 * whole * 8 // 100, 0]
 
 
 def test_a_row_does_not_depend_on_the_others(lm):
@@ -185,11 +199,13 @@ def test_prefill_never_holds_all_logits():
         params,
         tokens,
         jnp.ones((4, 64), bool),
-        jax.vmap(jax.random.key)(jnp.arange(4)),
         jnp.asarray(8),
-        jnp.full(8, -1),
-        generating.Sampling(vector[0], jnp.int32(0), vector[0], vector[0]),
-        (),
+        generating.Run(
+            jax.vmap(jax.random.key)(jnp.arange(4)),
+            jnp.full(8, -1),
+            generating.Sampling(vector[0], jnp.int32(0), vector[0], vector[0]),
+            (),
+        ),
     ).compile()
     all_logits = 4 * 64 * 50_000 * 4
     assert compiled.memory_analysis().temp_size_in_bytes < all_logits / 2

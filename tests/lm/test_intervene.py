@@ -9,6 +9,7 @@ from emojax.errors import UserError
 from emojax.lm import capture as capturing
 from emojax.lm import decoder, intervene
 from emojax.lm.capture import Tap, capture
+from emojax.lm.intervention_checks import prepare
 
 pytestmark = pytest.mark.smoke
 
@@ -78,6 +79,79 @@ def test_ablation_is_exact():
     assert (found == PER_ROW[:, None]).all()
 
 
+def test_a_scale_needs_no_vector():
+    h, mask = plain()
+    found = edited(intervene.direction("scale", 0.0, **at(strength=0.5)))
+    np.testing.assert_array_equal(found[mask], 0.5 * h[mask])
+    assert (edited(intervene.ablate(**at()))[mask] == 0).all()
+
+
+def test_a_clamp_bounds_the_projection():
+    h, mask = plain()
+    before = h @ UNIT
+    middle = np.median(before[mask])
+    low, high = middle - 0.1, middle + 0.2
+    for bounds in ((low, high), (low, np.inf), (-np.inf, high), (high, high)):
+        found = edited(intervene.clamp(VECTOR, *bounds, **at()))
+        after = np.clip(before, *bounds)
+        assert (after != before)[mask].any()
+        expected = h + (after - before)[..., None] * UNIT
+        np.testing.assert_allclose(found[mask], expected[mask], atol=2e-5)
+        np.testing.assert_array_equal(found[mask & (after == before)], h[mask & (after == before)])
+    found = edited(intervene.clamp(PER_ROW, np.zeros(BATCH), 0.0, **at()))
+    rest = np.einsum("btd,bd->bt", found, PER_ROW) / norm(PER_ROW)
+    assert np.abs(rest[mask]).max() < 1e-4
+
+
+def test_a_patch_brings_activations_of_another_run():
+    config, params = tiny("gemma3")
+    tokens, mask = ragged(config, BATCH, TIME, "right")
+    other = np.roll(tokens, 1, axis=1)
+    last = Tap(config.n_layers - 1)
+    for site in ("resid_pre", "resid_mid", "resid_post"):
+        tap = Tap(1, site)
+        source = capture(config, params, other, mask, [tap, last])
+        whole = intervene.patch(source[tap], layer=1, site=site)
+        found = capture(config, params, tokens, mask, [tap, last], [whole])
+        # The stream carries all that later layers read, so the rest of the run is the other's.
+        np.testing.assert_array_equal(found[tap][mask], source[tap][mask])
+        np.testing.assert_allclose(found[last][mask], source[last][mask], atol=1e-5)
+    values = np.asarray(source[TAP])
+    h, _ = plain()
+    for first in (values[:, :4], values[0, :4]):
+        found = edited(intervene.patch(first, **at(positions=(2, 30), rows=[1, 0, 1])))
+        expected = h.copy()
+        expected[[0, 2], 2:4] = first[[0, 2], 2:4] if first.ndim == 3 else first[2:4]
+        np.testing.assert_array_equal(found[mask], expected[mask])
+
+
+def test_a_mask_of_positions():
+    h, mask = plain("left")
+    position = np.cumsum(mask, axis=1) - 1
+    per_row = RNG.random((BATCH, TIME)) < 0.5
+    for chosen in (per_row, per_row[0], per_row[:, :5], np.pad(per_row, ((0, 0), (0, 7)))):
+        found = edited(intervene.direction("add", VECTOR, **at(positions=chosen)), side="left")
+        full = np.zeros((BATCH, TIME), bool)
+        width = min(TIME, chosen.shape[-1])
+        full[:, :width] = chosen[..., :width]
+        inside = mask & np.take_along_axis(full, np.maximum(position, 0), axis=1)
+        assert inside.any() and (mask & ~inside).any()
+        np.testing.assert_array_equal(found[mask & ~inside], h[mask & ~inside])
+        np.testing.assert_allclose(found[inside], (h + VECTOR)[inside], atol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["z", "mlp_hidden", "attn_out", "final_norm"])
+def test_sites_beside_the_stream(site):
+    layer = 3 if site == "final_norm" else 1
+    tap = Tap(layer, site)
+    before = np.asarray(read([], [tap])[tap])
+    found = np.asarray(
+        read([intervene.direction("add", wide(site), layer=layer, site=site)], [tap])[tap]
+    )
+    mask = ragged(tiny("gemma3")[0], BATCH, TIME, "right")[1]
+    np.testing.assert_allclose(found[mask], (before + wide(site))[mask], atol=1e-5)
+
+
 def test_rows_have_their_own_vectors_strengths_and_weights():
     h, mask = plain()
     strength = np.array([1.0, -2.0, 3.0])
@@ -134,10 +208,15 @@ def test_latents_follow_their_formula(mode, value, change, unit_norm):
     assert (found != h).any()
 
 
+def wide(site):
+    """A vector of the site's width."""
+    return np.resize(VECTOR, decoder.site_width(tiny("gemma3")[0], site))
+
+
 # One for each site and each way of changing nothing.
 NO_OPS = {
     **{
-        f"at {site}": intervene.direction("add", VECTOR, layer=3, site=site, strength=0.0)
+        f"at {site}": intervene.direction("add", wide(site), layer=3, site=site, strength=0.0)
         for site in decoder.SITES
     },
     "strength 0": intervene.direction("add", VECTOR, **at(strength=0.0)),
@@ -145,6 +224,11 @@ NO_OPS = {
     "scale 1": intervene.direction("scale", VECTOR, **at(strength=1.0)),
     "project 0": intervene.direction("project_out", VECTOR, **at(strength=0.0)),
     "no direction": intervene.direction("project_out", np.zeros(WIDTH), **at()),
+    "clamp without bounds": intervene.clamp(VECTOR, **at()),
+    "clamp within bounds": intervene.clamp(VECTOR, -1e6, 1e6, **at()),
+    "clamp without direction": intervene.clamp(np.zeros(WIDTH), 5.0, 5.0, **at()),
+    "patch of no rows": intervene.patch(PER_ROW[:, None], **at(rows=0.0)),
+    "empty mask": intervene.direction("set", VECTOR, **at(positions=np.zeros(4, bool))),
     "no rows": intervene.direction("set", VECTOR, **at(rows=0.0)),
     "no positions": intervene.direction("set", VECTOR, **at(positions=(3, 3))),
     "no phase": intervene.direction("set", VECTOR, **at(phase="generated")),
@@ -162,12 +246,24 @@ def test_what_changes_nothing_is_bit_identical(why):
         np.testing.assert_array_equal(after[tap], before[tap])
 
 
+def test_what_changes_nothing_is_bit_identical_in_parts(monkeypatch):
+    taps = [Tap(1), Tap(3, "final_norm")]
+    monkeypatch.setattr(capturing, "_rows_at_once", lambda batch, time: 1)
+    capturing._capture.clear_cache()
+    before = read((), taps)
+    after = read([NO_OPS[why] for why in ("at mlp_hidden", "strength 0", "silent latents")], taps)
+    capturing._capture.clear_cache()
+    for tap in taps:
+        np.testing.assert_array_equal(after[tap], before[tap])
+
+
 def test_nothing_before_the_site_changes_and_everything_after_does():
     order = [Tap(layer, s) for layer in range(4) for s in decoder.SITES if s != "final_norm"]
     order.append(Tap(3, "final_norm"))
     before = read((), order)
     for i, tap in enumerate(order):
-        after = read([intervene.direction("add", VECTOR, layer=tap.layer, site=tap.site)], order)
+        edit = intervene.direction("add", wide(tap.site), layer=tap.layer, site=tap.site)
+        after = read([edit], order)
         for earlier in order[:i]:
             np.testing.assert_array_equal(after[earlier], before[earlier])
         assert (np.asarray(after[tap]) != before[tap]).all(axis=-1).any()
@@ -191,9 +287,15 @@ def test_changing_an_intervention_does_not_compile_again():
         intervene.direction("project_out", PER_ROW, layer=3, strength=np.ones(3)),
         intervene.direction("set", VECTOR, layer=0, positions=(1, 2), phase="prompt"),
         intervene.direction("add", VECTOR, layer=2, unit="fraction", rows=[0, 1, 0.5]),
+        intervene.clamp(VECTOR, -1.0, np.ones(3), layer=1),
+        intervene.direction("add", VECTOR, layer=2, positions=np.arange(7) % 2 == 0),
     ):
         read([other])
     assert capturing._capture._cache_size() == before
+    # What is compiled has room for as many positions as the pass: patches differ in none of it.
+    for values in (PER_ROW[:, None], np.ones((BATCH, TIME, WIDTH)), np.ones((4, WIDTH))):
+        read([intervene.patch(values, layer=2, positions=(0, 2))])
+    assert capturing._capture._cache_size() == before + 1
 
 
 def test_gradients_flow_through_vectors_and_latents():
@@ -201,14 +303,17 @@ def test_gradients_flow_through_vectors_and_latents():
     tokens, mask = map(jnp.asarray, ragged(config, BATCH, TIME, "right"))
 
     def loss(numbers):
-        vector, strength, value = numbers
-        edits = intervene.prepare(
+        vector, strength, value, low, values = numbers
+        edits = prepare(
             config,
             [
                 intervene.direction("add", vector, **at(strength=strength, unit="fraction")),
                 intervene.latents("add", value, **SAE, layer=2),
+                intervene.clamp(vector, low, layer=2),
+                intervene.patch(values, layer=0, site="z", rows=0.5),
             ],
             BATCH,
+            TIME,
         )
         positions = decoder.positions_of(mask)
 
@@ -218,7 +323,9 @@ def test_gradients_flow_through_vectors_and_latents():
         h = decoder.normed(config, params, tokens, mask, visit)
         return jnp.sum(jnp.where(mask[..., None], jnp.sin(h), 0.0))
 
-    numbers = (jnp.asarray(VECTOR), jnp.asarray(0.3), jnp.full(M, 0.2))
+    values = jnp.asarray(RNG.normal(size=(TIME, 64)), jnp.float32)
+    # Far above every projection, so that none is near the clamp's kink.
+    numbers = (jnp.asarray(VECTOR), jnp.asarray(0.3), jnp.full(M, 0.2), jnp.asarray(90.0), values)
     with jax.default_matmul_precision("highest"):
         check_grads(loss, (numbers,), order=1, modes="rev", eps=1e-2, rtol=2e-2)
         gradients = jax.grad(loss)(numbers)
@@ -235,6 +342,20 @@ def test_gradients_flow_through_vectors_and_latents():
         (lambda: intervene.direction("ad", VECTOR, layer=0), "mode 'ad'"),
         (lambda: intervene.direction("add", VECTOR, layer=0, unit="norm"), "unit 'norm'"),
         (lambda: intervene.direction("add", VECTOR, layer=0, phase="end"), "phase 'end'"),
+        (lambda: intervene.direction("add", 1.0, layer=0), r"vector has shape \(\)"),
+        (lambda: intervene.ablate(VECTOR, layer=0, site="z"), r"vector has shape \(32,\).*64"),
+        (lambda: intervene.direction("clamp", VECTOR, layer=0), "mode 'clamp'"),
+        (lambda: intervene.clamp(VECTOR, 2.0, 1.0, layer=0), "low is above high"),
+        (lambda: intervene.clamp(VECTOR, np.nan, layer=0), "low holds NaN"),
+        (lambda: intervene.patch(VECTOR, layer=0), r"values has shape \(32,\)"),
+        (lambda: intervene.patch(PER_ROW[:, None, 1:], layer=0), r"values has shape \(3, 1, 31\)"),
+        (lambda: intervene.patch(PER_ROW * np.inf, layer=0), "values holds NaN"),
+        (lambda: intervene.ablate(layer=0, positions=(1, 2, 3)), "tuple of 3"),
+        (lambda: intervene.ablate(layer=0, positions=[1, 2]), "neither .start, end. nor a mask"),
+        (
+            lambda: intervene.ablate(layer=0, positions=np.ones((2, 9), bool)),
+            r"positions has shape \(2, 9\)",
+        ),
         (lambda: intervene.direction("add", VECTOR[:-1], layer=0), r"vector has shape \(31,\)"),
         (lambda: intervene.direction("add", PER_ROW[:2], layer=0), r"vector has shape \(2, 32\)"),
         (lambda: intervene.direction("add", VECTOR * np.nan, layer=0), "vector holds NaN"),

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emojax.lm.sampling import Sampling, _cut, _invert, sample
+from emojax.lm.sampling import Sampling, _cut, _invert, _largest, sample
 
 pytestmark = pytest.mark.smoke
 
@@ -54,6 +54,16 @@ def test_tokens_follow_the_distribution():
     tokens, logprobs = draws(LOGITS, 20_000)
     assert_drawn_from(tokens, softmax(LOGITS))
     np.testing.assert_allclose(logprobs, np.log(softmax(LOGITS))[tokens], atol=1e-5)
+
+
+@pytest.mark.parametrize("vocab", [37, 512, 5000])
+def test_temperature_0_takes_the_first_of_the_largest(vocab):
+    scores = RNG.integers(0, vocab // 4, (64, vocab)).astype(np.float32)
+    found = jax.jit(_largest)(jnp.asarray(scores))
+    np.testing.assert_array_equal(found, scores.argmax(axis=1))
+    np.testing.assert_array_equal(
+        jax.jit(_largest)(-1 - jnp.asarray(scores)), scores.argmin(axis=1)
+    )
 
 
 def test_temperature_divides():

@@ -1,0 +1,47 @@
+"""Writing text piece by piece, for a terminal: the same tokens as `generate`, step by step."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+
+from emojax.lm import generate
+from emojax.lm.generate import GenerateSettings
+from emojax.lm.intervene import Intervention
+from emojax.lm.model import LanguageModel
+
+_first = partial(jax.jit, static_argnums=(0, 1))(generate.first)
+_write = partial(jax.jit, static_argnums=0, donate_argnums=4)(generate.write)
+
+
+def stream(
+    lm: LanguageModel,
+    prompt: str | Sequence[int],
+    settings: GenerateSettings,
+    interventions: Sequence[Intervention] = (),
+) -> Iterator[str]:
+    """Pieces of text as they are written; together they are what `generate` writes.
+
+    Args:
+      lm: the language model.
+      prompt: a text (BOS is put before it), or token ids as they are.
+      settings: how to write.
+      interventions: as in `generate`, for one row.
+
+    Raises:
+      UserError: as `generate`.
+    """
+    tokens, mask, room, run = generate.begin(lm, [prompt], settings, interventions, None)
+    state = _first(lm.config, room, lm.params, tokens, mask, run.interventions)
+    written: list[int] = []
+    shown = ""
+    while len(written) < settings.max_new_tokens and not bool(state.done[0]):
+        state = _write(lm.config, lm.params, mask, run, state)
+        written.append(int(state.tokens[0, tokens.shape[1] + len(written)]))
+        text = lm.tokenizer.decode(written, skip_special_tokens=True)
+        # A character whose bytes are not all there yet reads as this one.
+        if not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+    if rest := lm.tokenizer.decode(written, skip_special_tokens=True)[len(shown) :]:
+        yield rest

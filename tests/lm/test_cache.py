@@ -1,0 +1,64 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import tiny_lm
+
+from emojax.errors import UserError
+from emojax.lm import decoder, intervene
+from emojax.lm.cache import HOOK_NAMES, named, run_with_cache
+from emojax.lm.capture import Tap
+
+pytestmark = pytest.mark.smoke
+
+ROWS = [[2, 5, 9, 40, 7], [2, 60, 3]]
+
+
+@pytest.fixture
+def lm(tmp_path):
+    return tiny_lm("llama_gqa_tied", tmp_path)
+
+
+def test_logits_and_every_site(lm):
+    logits, cache = run_with_cache(lm, ROWS)
+    np.testing.assert_array_equal(cache.mask.sum(axis=1), [5, 3])
+    plain = decoder.logits(lm.config, lm.params, cache.tokens, cache.mask)
+    np.testing.assert_allclose(logits[cache.mask], plain[cache.mask], atol=1e-5)
+    assert len(cache) == lm.config.n_layers * len(HOOK_NAMES) + 1
+    assert set(decoder.SITES) == {tap.site for tap in cache}
+    for layer, site in cache:
+        width = decoder.site_width(lm.config, site)
+        assert cache[layer, site].shape == (2, 5, width)
+        assert jnp.any(cache[layer, site] != 0)
+    np.testing.assert_array_equal(cache["blocks.1.hook_resid_post"], cache[Tap(1)])
+    np.testing.assert_array_equal(cache["blocks.1.hook_resid_post"], cache[2, "resid_pre"])
+
+
+def test_hook_names_lead_to_their_sites():
+    for site, name in HOOK_NAMES.items():
+        assert named(name.format(12)) == Tap(12, site)
+    for name in ("blocks.x.hook_resid_post", "hook_embed", "blocks.1.hook_resid_posts"):
+        with pytest.raises(UserError, match=f"hook name '{name}'.*blocks.N.attn.hook_z"):
+            named(name)
+
+
+def test_chosen_taps_and_interventions(lm):
+    edit = intervene.ablate(np.zeros(lm.config.d_ff), layer=1, site="mlp_hidden")
+    logits, cache = run_with_cache(lm, ROWS, ["blocks.1.mlp.hook_post", (1, "mlp_out")], [edit])
+    assert list(cache) == [Tap(1, "mlp_hidden"), Tap(1, "mlp_out")]
+    for values in cache.values():
+        assert (values[cache.mask] == 0).all()
+    assert not np.allclose(logits, run_with_cache(lm, ROWS, [(0, "z")])[0])
+    with pytest.raises(UserError, match="nothing of layer 0, site 'z'"):
+        cache["blocks.0.attn.hook_z"]
+    assert (0, "z") not in cache
+
+
+def test_what_cannot_be_read(lm):
+    for prompts, taps, message in (
+        ([], None, "no prompt"),
+        ([[2], []], None, "Row 1"),
+        ([[2]], ["blocks.3.hook_resid_pre"], "layer 3"),
+        ([[2]], [(0, "attn")], "site 'attn'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_with_cache(lm, prompts, taps)
