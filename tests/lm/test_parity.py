@@ -72,14 +72,11 @@ def error(ours, theirs, mask):
 def cached_logits(config, params, tokens, mask):
     """Logits from the last prefilled position on, each step from the cache."""
     tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
-    positions = decoder.positions_of(mask)
-    step = jax.jit(generate.decode_step, static_argnums=0)
+    step = jax.jit(generate.decode_step, static_argnums=(0, 3))
     h, cache = generate.prefill(config, params, tokens[:, :PREFILL], mask[:, :PREFILL], TIME)
     read = [h]
     for slot in range(PREFILL, TIME):
-        key_mask = mask & (jnp.arange(TIME) <= slot)
-        new, at = tokens[:, slot], positions[:, slot]
-        h, cache = step(config, params, new, at, positions, key_mask, jnp.asarray(slot), cache)
+        h, cache = step(config, params, tokens[:, slot], TIME, cache)
         read.append(h)
     return decoder.unembed(config, params, jnp.stack(read, axis=1))
 
