@@ -3,7 +3,8 @@
     python -m benchmarks.quickstart [--config configs/gemma3_270m.py]
 
 Runs `experiments.quickstart` twice in a process of its own, with an empty cache and an empty output
-folder, and writes `benchmarks/results/quickstart.json`. The bars were set before the measurement.
+folder (`--run` keeps it), and writes `benchmarks/results/quickstart.json`. The bars were set before
+the measurement.
 """
 
 import json
@@ -29,6 +30,7 @@ _CONFIG = flags.DEFINE_string("config", "configs/gemma3_270m.py", "The configura
 _OUTPUT = flags.DEFINE_string(
     "output", "benchmarks/results/quickstart.json", "Where the figures are written."
 )
+_RUN = flags.DEFINE_string("run", None, "Folder of the run; by default one that is removed.")
 
 
 def measure(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
@@ -51,10 +53,13 @@ def measure(command: list[str], environment: dict[str, str]) -> tuple[float, flo
 def main(argv: Sequence[str]) -> None:
     """Measures, prints, writes."""
     del argv
+    if _RUN.value and Path(_RUN.value).exists():
+        raise UserError(f"The folder {_RUN.value} exists; name one that a first run can make.")
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"EMOJAX_CACHE": f"{folder}/cache"}
         command = [sys.executable, "-m", "experiments.quickstart", "--config", _CONFIG.value]
-        command += ["--output", f"{folder}/run"]
+        command += ["--output", _RUN.value or f"{folder}/run"]
         first, first_peak = measure(command, environment)
         rerun, rerun_peak = measure(command, environment)
     figures = {
@@ -69,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "python": platform.python_version(),
         "jax": jax.__version__,
+        "load_average_before": round(load, 2),
         "commit": commit.stdout.strip(),
         "bars": BARS,
         "figures": figures,

@@ -1,6 +1,6 @@
 """Captures, patches and steers with the same ten lines, whatever the family of the model.
 
-    python -m experiments.look_inside [--models gemma-3-270m,smollm2-135m-instruct,random:llama]
+    python -m experiments.look_inside [--models gemma-3-270m,smollm2-135m-instruct,random:gpt2]
 
 Copy `look_inside` into a notebook to go on from there. `random:<model_type>` is a tiny model with
 random weights, which says nothing sensible but runs everywhere: a stand-in for a checkpoint of
@@ -24,7 +24,7 @@ from emojax.lm.text import tokenize
 
 MODELS = flags.DEFINE_list(
     "models",
-    ["gemma-3-270m", "smollm2-135m-instruct", "random:llama"],
+    ["gemma-3-270m", "smollm2-135m-instruct", "random:gpt2"],
     "As emojax.lm.sources.load takes them, or random:<model_type>.",
 )
 # What the `config.json` of a tiny model of each family says.
@@ -37,7 +37,12 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
-RANDOM = {"llama": SIZES, "gemma3_text": SIZES | {"head_dim": 16, "sliding_window": 16}}
+RANDOM = {
+    "llama": SIZES,
+    "gemma3_text": SIZES | {"head_dim": 16, "sliding_window": 16},
+    "qwen3": SIZES | {"head_dim": 16},
+    "gpt2": {"vocab_size": 257, "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 256},
+}
 
 QUESTIONS = ["The capital of France is the city of", "The capital of Russia is the city of"]
 MOODS = ["I am so happy", "I am so sad"]

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 import emojax
+from emojax.emotion.features import Thresholds
 from emojax.lm.model import LanguageModel
 from emojax.report import results as schema
 from emojax.report.names import LANGUAGES
@@ -142,6 +143,12 @@ def notes(settings: Study) -> list[str]:
         f"“Outside” is the middle one of {settings.outside_draws} random draws of as many latents "
         "outside the space, matched in density.",
     ]
+    if settings.thresholds == Thresholds():
+        said.append(
+            "The bars are older than the thresholds of the selection, which were chosen on words "
+            "that no result is made of (experiments.choose_thresholds), after a run with stricter "
+            "ones had missed some bars."
+        )
     if len(settings.languages) < 2:
         said.append(
             f"This run studied {LANGUAGES[settings.languages[0]]} alone: no latents are shared, no "
