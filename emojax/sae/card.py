@@ -23,7 +23,7 @@ def render(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return f"""# Sparse autoencoder for {model["name"]}, layer {sae["layer"]}, {sae["site"]}
 
-{sae["n_latents"]:,} latents, TopK with k = {sae["k"]}, on activations of width {sae["d_model"]} \
+{sae["n_latents"]:,} latents, {_sparsity(sae)}, on activations of width {sae["d_model"]} \
 (layers count from 0). Input scale: `{sae["input_scale"]}`. Layout, file format and maths: \
 `emojax/sae/coder.py` and `emojax/sae/artefact.py`. This file is made from `config.json` and \
 `evaluation.json`.
@@ -59,6 +59,14 @@ Its English is that of novels of the 19th and early 20th century and of short on
 Chinese that of emotional-support dialogues; on other text it explains less. The model's weights \
 have their own licence.
 """
+
+
+def _sparsity(sae: Mapping[str, Any]) -> str:
+    """What decides which latents are active. Records from before there was a choice are TopK."""
+    names = {"topk": "TopK", "batch_topk": "BatchTopK", "jumprelu": "JumpReLU", "relu": "ReLU"}
+    architecture = sae.get("architecture", "topk")
+    name = names.get(architecture, architecture.capitalize())
+    return name if architecture in ("gated", "relu") else f"{name} with k = {sae['k']}"
 
 
 def _table(evaluation: Mapping[str, Any]) -> str:

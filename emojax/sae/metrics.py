@@ -5,6 +5,7 @@ nearly all of the variance, so the fraction of variance unexplained (FVU) is giv
 for unit vectors, with and without these *massive* tokens.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,11 +29,13 @@ DENSITY_EDGES = tuple(np.arange(-6.0, 0.5, 0.5).tolist())
 
 
 @jax.jit
-def _measure(sae: SparseAutoencoder, x: Float[Array, "tokens d_model"]) -> tuple[Array, ...]:
+def _measure(
+    sae: SparseAutoencoder, x: Float[Array, "tokens d_model"], y: Float[Array, "tokens d_model"]
+) -> tuple[Array, ...]:
     """Squared error of each token, active latents of each token, how often each latent fired."""
     codes = coder.encode(sae, x)
     _, factor = coder.scale(sae.config, x)
-    error = jnp.sum((x - coder.decode(sae, codes) * factor) ** 2, axis=1)
+    error = jnp.sum((y - coder.decode(sae, codes) * factor) ** 2, axis=1)
     on = codes.values > 0
     fired = jnp.zeros(sae.config.n_latents, jnp.int32).at[codes.indices].add(on.astype(jnp.int32))
     return error, jnp.sum(on, axis=1), fired
@@ -48,12 +51,17 @@ def reconstruction(sae: SparseAutoencoder, split: Split) -> dict[str, Any]:
       decimal logarithm of the share of tokens on which they fire, the dead left out.
     """
     sample = split.read(0, split.tokens)
+    values, norms = sample.target_values, sample.target_norms
+    if values is not None and norms is not None:  # what a transcoder writes is what it explains
+        sample = dataclasses.replace(sample, values=values, norms=norms)
     error, active = np.zeros(split.tokens), np.zeros(split.tokens)
     fired = np.zeros(sae.config.n_latents, np.int64)
     for start in range(0, split.tokens, SLICE_TOKENS):
         part = slice(start, start + SLICE_TOKENS)
-        raw = sample.values[part].astype(np.float32) * sample.norms[part, None]
-        error[part], active[part], count = jax.device_get(_measure(sae, jnp.asarray(raw)))
+        raw = split.raw(start, min(start + SLICE_TOKENS, split.tokens))
+        x, y = raw.x, raw.x if raw.target is None else raw.target
+        measured = _measure(sae, jnp.asarray(x), jnp.asarray(y))
+        error[part], active[part], count = jax.device_get(measured)
         fired += count
     everything = np.ones(split.tokens, bool)
     ordinary = sample.norms <= MASSIVE * np.median(sample.norms)

@@ -13,7 +13,7 @@ from emojax.errors import UserError
 from emojax.lm import sources
 from emojax.lm.capture import Tap, check_taps
 from emojax.sae import artefact as artefacts
-from emojax.sae import corpus, metrics, store, trainer
+from emojax.sae import corpus, metrics, state, store, trainer
 
 if TYPE_CHECKING:
     from emojax.config import Config
@@ -51,13 +51,14 @@ def run(
       KeyboardInterrupt: a signal came; the same call goes on.
     """
     sae, data, train = config.sae, config.data, config.train
-    trainer.make_mesh(train, sae.n_latents)
+    state.make_mesh(train, sae.n_latents)
     files.writable_dir(out)
     files.writable_dir(artefact)
     texts = [corpus.read(language, path) for language, path in corpora]
     lm = sources.load(sae.model)
     tap = Tap(sae.layer, sae.site)
-    check_taps(lm.config, [tap])
+    target = None if sae.target_site is None else Tap(sae.layer, sae.target_site)
+    check_taps(lm.config, [tap] if target is None else [tap, target])
     if sae.d_model != lm.config.d_model:
         raise UserError(
             f"The SAE's d_model is {sae.d_model} but {lm.name} is {lm.config.d_model} wide; set "
@@ -65,9 +66,10 @@ def run(
         )
     rows = corpus.draw(lm, texts, data)
     if store_dir is None:
-        name = f"{lm.name}-{sae.layer}-{sae.site}-{rows['train'].digest[:12]}"
+        sites = sae.site if target is None else f"{sae.site}-{target.site}"
+        name = f"{lm.name}-{sae.layer}-{sites}-{rows['train'].digest[:12]}"
         store_dir = files.cache_dir() / "activations" / name
-    splits = store.capture(lm, tap, rows, store_dir, limit_gib=data.store_gib)
+    splits = store.capture(lm, tap, rows, store_dir, limit_gib=data.store_gib, target=target)
 
     sources_record = [
         {"language": text.language, "file": text.path.name, "sha256": text.sha256} for text in texts
@@ -80,7 +82,7 @@ def run(
     }
     trained = trainer.train(sae, train, splits["train"], out, provenance=origin)
     trained = artefacts.rounded(trained)
-    untrained = trainer.untrained(sae, splits["train"])
+    untrained = state.untrained(sae, splits["train"])
 
     both = {"trained": trained, "untrained": untrained}
     evaluation: dict[str, Any] = {
