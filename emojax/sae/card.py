@@ -92,6 +92,9 @@ def _table(evaluation: Mapping[str, Any]) -> str:
         lines.append(row(f"loss recovered, {language}", values))
         values = [measured["recovered_from_mean"][name] for name in ("trained", "untrained")]
         lines.append(row(f"loss recovered from mean ablation, {language}", values))
+        if "kl" in measured:
+            values = [measured["kl"][name] for name in ("trained", "untrained")]
+            lines.append(row(f"KL from the clean model (nats), {language}", values, ".3f"))
         entropy = measured["cross_entropy"]
         values = [entropy[name] for name in ("trained", "untrained")]
         clean = f"cross entropy spliced, {language} (clean {entropy['clean']:.3f}, zeroed "

@@ -6,7 +6,7 @@ for unit vectors, with and without these *massive* tokens.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from emojax.lm.model import LanguageModel
 from emojax.sae import coder
 from emojax.sae.coder import SparseAutoencoder
 from emojax.sae.corpus import Rows
+from emojax.sae.divergence import divergence
 from emojax.sae.store import Sample, Split
 
 MASSIVE = 4.0  # times the median norm
@@ -45,7 +46,8 @@ def reconstruction(sae: SparseAutoencoder, split: Split) -> dict[str, Any]:
     """L0, FVU, dead latents and the histogram of densities over a held-out split.
 
     Returns:
-      `tokens`, `massive_tokens` (norm > 4 × the median), `l0`; `fvu` by space (`raw`, `unit_norm`)
+      `tokens`, `massive_tokens` (norm > 4 × the median), `l0`; `full_share` (tokens whose code has
+      no room left: near 0, codes above a threshold are whole); `fvu` by space (`raw`, `unit_norm`)
       and tokens (`all`, `without_massive`); `fvu_by_language` (unit norm, without massive tokens);
       `dead` and `dead_share` (latents that never fired on these tokens); `density`: latents by the
       decimal logarithm of the share of tokens on which they fire, the dead left out.
@@ -71,6 +73,7 @@ def reconstruction(sae: SparseAutoencoder, split: Split) -> dict[str, Any]:
         "tokens": split.tokens,
         "massive_tokens": int(np.sum(~ordinary)),
         "l0": float(np.mean(active)),
+        "full_share": float(np.mean(active >= sae.config.slots)),
         "fvu": {
             space: {kind: _fvu(sample, error, chosen, space) for kind, chosen in kinds.items()}
             for space in ("raw", "unit_norm")
@@ -118,10 +121,11 @@ def loss_recovered(
     rows_per_language: int = 32,
     batch_rows: int = 8,
 ) -> dict[str, Any]:
-    """Next-token cross entropy (nats) with the site left alone, ablated, or reconstructed.
+    """Next-token cross entropy and KL (nats) with the site left alone, ablated, or reconstructed.
 
     The site is replaced on every token but the first (the BOS, which no dictionary saw). Recovered
-    is (zero-ablated - spliced) / (zero-ablated - clean); the same with the mean-ablated loss.
+    is (zero-ablated - spliced) / (zero-ablated - clean); the same with the mean-ablated loss. The
+    KL is that of the clean model's distributions from the spliced one's.
 
     Args:
       lm: the language model.
@@ -142,14 +146,17 @@ def loss_recovered(
     with tqdm(total=len(rows.names) * len(splices), desc="loss recovered", unit="run") as bar:
         for place, language in enumerate(rows.names):
             chosen = _longest(rows, place, rows_per_language)
-            of = {}
+            of, kl = {}, {}
             for name, splice in splices.items():
-                of[name] = _cross_entropy(lm, splice, chosen, batch_rows)
+                of[name] = _mean(lm, next_token_loss, splice, chosen, batch_rows)
+                if splice is not None:
+                    kl[name] = _mean(lm, divergence, splice, chosen, batch_rows)
                 bar.update()
             clean, zero, average = of["clean"], of["zero_ablated"], of["mean_ablated"]
             result[language] = {
                 "predictions": chosen.shape[0] * (chosen.shape[1] - 1),
                 "cross_entropy": of,
+                "kl": kl,
                 "recovered": {n: (zero - of[n]) / (zero - clean) for n in dictionaries},
                 "recovered_from_mean": {
                     n: (average - of[n]) / (average - clean) for n in dictionaries
@@ -167,17 +174,20 @@ def _reconstructed(sae: SparseAutoencoder, h: Float[Array, "batch time d_model"]
     return h.at[:, 1:].set(made[:, 1:])
 
 
-def _cross_entropy(
-    lm: LanguageModel, splice: Splice | None, tokens: np.ndarray, batch_rows: int
+def _mean(
+    lm: LanguageModel,
+    of: Callable[..., Array],
+    splice: Splice | None,
+    tokens: np.ndarray,
+    batch_rows: int,
 ) -> float:
     """Mean over all predictions of rows without padding."""
-    losses = []
+    found = []
     for start in range(0, len(tokens), batch_rows):
         batch = tokens[start : start + batch_rows]
         mask = np.ones_like(batch, bool)
-        loss = next_token_loss(lm.config, lm.params, batch, mask, splice=splice)
-        losses.append(np.asarray(loss))
-    return float(np.mean(np.concatenate(losses)))
+        found.append(np.asarray(of(lm.config, lm.params, batch, mask, splice=splice)))
+    return float(np.mean(np.concatenate(found)))
 
 
 def _longest(rows: Rows, place: int, count: int) -> Int[np.ndarray, "rows time"]:

@@ -19,7 +19,7 @@ from emojax.sae.store import Batch, Split
 from emojax.sae.train_config import TrainConfig
 
 SAMPLE_TOKENS = 16_384
-LATENT_MAJOR = ("w_enc", "b_enc", "w_dec", "log_threshold", "r_mag", "b_mag", "idle")
+LATENT_MAJOR = ("w_enc", "b_enc", "w_dec", "threshold", "r_mag", "b_mag", "idle")
 LOGGED = ("loss", "reconstruction", "penalty", "aux", "l0")
 
 
@@ -105,19 +105,23 @@ def scaled(
     return x, jnp.asarray(batch.target, jnp.float32) * scales[1]
 
 
-def sample(config: SaeConfig, split: Split) -> tuple[np.ndarray, Batch]:
-    """The scales that a sample asks for, and the sample."""
-    found = split.raw(0, min(split.tokens, SAMPLE_TOKENS))
+def sample(split: Split) -> Batch:
+    """The activations from which a run takes its scales, its centre and its unit of the loss."""
+    return split.raw(0, min(split.tokens, SAMPLE_TOKENS))
+
+
+def scales_of(config: SaeConfig, found: Batch) -> np.ndarray:
+    """What inputs and targets are multiplied with."""
     if config.input_scale != "mean_norm":
-        return np.ones(2, np.float32), found
+        return np.ones(2, np.float32)
     both = found.x, found.x if found.target is None else found.target
     norms = [np.mean(np.linalg.norm(x, axis=1)) for x in both]
-    return np.array([1 / norm for norm in norms], np.float32), found
+    return np.array([1 / norm for norm in norms], np.float32)
 
 
-def start(config: SaeConfig, settings: TrainConfig, split: Split, mesh: Mesh) -> TrainState:
-    """The state before the first step."""
-    scales, found = sample(config, split)
+def start(config: SaeConfig, settings: TrainConfig, found: Batch, mesh: Mesh) -> TrainState:
+    """The state before the first step, given a sample of the activations."""
+    scales = scales_of(config, found)
     _, target = scaled(config, jnp.asarray(scales), found)
     centre = np.asarray(coder.geometric_median(target))
     variance = np.asarray(jnp.mean(jnp.sum((target - jnp.mean(target, axis=0)) ** 2, axis=1)))
@@ -159,7 +163,8 @@ def finish(config: SaeConfig, state: TrainState) -> SparseAutoencoder:
     arrays: dict[str, Any] = {
         name: jnp.asarray(value) for name, value in jax.device_get(params).items()
     }
-    arrays = OBJECTIVES[config.architecture].finished(arrays, jax.device_get(state.cutoff))
+    cutoff = jnp.asarray(jax.device_get(state.cutoff))
+    arrays = OBJECTIVES[config.architecture].finished(arrays, cutoff)
     norm = jnp.linalg.norm(arrays["w_dec"], axis=1, keepdims=True)
     arrays["w_dec"] = arrays["w_dec"] / norm
     read, write = (float(s) for s in jax.device_get(state.scales))
@@ -170,8 +175,8 @@ def finish(config: SaeConfig, state: TrainState) -> SparseAutoencoder:
     return SparseAutoencoder(**arrays, config=config)
 
 
-def untrained(config: SaeConfig, split: Split) -> SparseAutoencoder:
+def untrained(config: SaeConfig, found: Batch) -> SparseAutoencoder:
     """The control: the dictionary's rows before the first step, with k latents per token (TopK)."""
-    scales, found = sample(config, split)
+    scales = scales_of(config, found)
     _, target = scaled(config, jnp.asarray(scales), found)
     return coder.control(config, coder.geometric_median(target) / scales[1])

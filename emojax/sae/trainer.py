@@ -61,7 +61,7 @@ def train(
 
     first_process = jax.process_index() == 0
     rate = schedule.learning_rate(settings, config.n_latents, steps)
-    state = states.start(config, settings, split, mesh)
+    state = states.start(config, settings, states.sample(split), mesh)
     require_room(directory, (settings.keep + 2) * sum(x.nbytes for x in jax.tree.leaves(state)))
     use = speed.flops_per_token(config) / speed.peak_flops()
     with (

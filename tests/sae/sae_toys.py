@@ -56,6 +56,21 @@ def split_of(
     return Split(arrays, len(x), ("en", "zh"), CHUNK)
 
 
+class Interfering(Split):
+    """A split that does something to a given batch just before it is given out."""
+
+    def __init__(self, split: Split, at: int, act):
+        super().__init__(split.arrays, split.tokens, split.languages, split.chunk_tokens)
+        object.__setattr__(self, "at", at)
+        object.__setattr__(self, "act", act)
+
+    def batches(self, batch_tokens, seed, first_step=0):
+        for step, batch in enumerate(super().batches(batch_tokens, seed, first_step), first_step):
+            if step == self.at:
+                self.act(batch)
+            yield batch
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per character."""
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<bos>", *LETTERS])}

@@ -33,7 +33,7 @@ def problem(config, tokens: int = 32) -> tuple[dict, jax.Array]:
         "b_dec": jax.random.normal(keys[3], (D,)) / 20,
     }
     for key, name in zip(keys[4:], OBJECTIVES[config.architecture].extra(config), strict=False):
-        params[name] = jax.random.normal(key, (N,)) / 4 - 2 * (name == "log_threshold")
+        params[name] = jax.random.normal(key, (N,)) / 4
     x = jax.random.normal(keys[8], (tokens, D))
     return params, x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
@@ -94,7 +94,7 @@ def dense_terms(config, params, x):
         penalty = weight * jnp.mean(jnp.sum(gate, axis=1))
         return [gate @ stop(rows) + stop(bias), z @ rows + bias], penalty
     assert config.architecture == "jumprelu"
-    threshold = jnp.exp(params["log_threshold"])
+    threshold = jnp.abs(params["threshold"])
     on = straight_through(pre, threshold)
     # JumpReLU's straight-through gradient takes the threshold for the pre-activation next to it.
     z = jnp.where(on > 0, pre, 0) + threshold * (on - stop(on)) * (pre != 0)

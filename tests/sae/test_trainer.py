@@ -2,13 +2,12 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from sae_toys import SAE, TRAIN, D, K, N, activations, split_of
+from sae_toys import SAE, TRAIN, D, Interfering, K, N, activations, split_of
 
 from emojax.errors import UserError
 from emojax.sae import metrics, schedule, trainer
@@ -42,7 +41,7 @@ def test_training_explains_held_out_data_far_better_than_no_training(split, fini
     assert log[-1]["loss"] < 0.6 * log[0]["loss"]
     assert all(entry["l0"] <= K for entry in log)
     held_out = split_of(tmp_path / "held", activations(1000, seed=1))
-    before = metrics.reconstruction(states.untrained(SAE, split), held_out)
+    before = metrics.reconstruction(states.untrained(SAE, states.sample(split)), held_out)
     after = metrics.reconstruction(sae, held_out)
     assert after["fvu"]["unit_norm"]["all"] < 0.6 * before["fvu"]["unit_norm"]["all"]
 
@@ -52,8 +51,8 @@ def test_decoder_rows_stay_unit_vectors(finished):
 
 
 def test_first_step_starts_from_the_untrained_dictionary(split, finished):
-    untrained = states.untrained(SAE, split)
-    state = states.start(SAE, TRAIN, split, states.make_mesh(TRAIN, N))
+    untrained = states.untrained(SAE, states.sample(split))
+    state = states.start(SAE, TRAIN, states.sample(split), states.make_mesh(TRAIN, N))
     for name in ("w_enc", "b_enc", "w_dec", "b_dec"):
         np.testing.assert_allclose(state.params[name], getattr(untrained, name), rtol=1e-6)
 
@@ -67,21 +66,6 @@ def test_rate_rises_stays_and_falls_to_nothing():
     assert values[100] == 0
     wide = schedule.learning_rate(dataclasses.replace(TRAIN, learning_rate=None), 2**16, 100)
     assert float(wide(50)) == pytest.approx(1e-4)
-
-
-class Interfering(Split):
-    """A split that does something to a given batch just before it is given out."""
-
-    def __init__(self, split: Split, at: int, act):
-        super().__init__(split.arrays, split.tokens, split.languages, split.chunk_tokens)
-        object.__setattr__(self, "at", at)
-        object.__setattr__(self, "act", act)
-
-    def batches(self, batch_tokens, seed, first_step=0):
-        for step, batch in enumerate(super().batches(batch_tokens, seed, first_step), first_step):
-            if step == self.at:
-                self.act(batch)
-            yield batch
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -134,9 +118,19 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(split, tmp_path):
         batch.x[3] = np.nan
 
     settings = dataclasses.replace(TRAIN, log_every=5)
-    with pytest.raises(UserError, match=r"at step 13 \(step 10 is saved\)"):
+    said = r"at step 13 \(step 10 is saved\); all of its batch's stored activations are finite"
+    with pytest.raises(UserError, match=said):
         trainer.train(SAE, settings, Interfering(split, 12, poison), tmp_path)
     assert read_log(tmp_path)[-1]["step"] == 10
+    assert (tmp_path / "checkpoints" / "10").is_dir()
+
+
+def test_an_activation_that_is_not_finite_is_named(tmp_path):
+    x = activations(2560)
+    x[1234, 3] = np.inf
+    broken = split_of(tmp_path / "store", x)
+    with pytest.raises(UserError, match=r"1 of its batch's stored .* is token 1234, row 0, pos"):
+        trainer.train(SAE, TRAIN, broken, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -154,57 +148,19 @@ def test_impossible_settings_are_refused(change, said):
         dataclasses.replace(TRAIN, **change)
 
 
-def test_meshes_and_splits_that_do_not_fit_are_refused(split, tmp_path):
+def test_meshes_and_splits_that_do_not_fit_are_refused(split, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="devices"):
         states.make_mesh(dataclasses.replace(TRAIN, data_shards=64), N)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    for shards, said in (
+        ({"latent_shards": 3}, "does not divide the 8 devices"),
+        ({"latent_shards": 8}, "does not divide the batch"),
+        ({"data_shards": 8}, "does not divide the batch"),
+    ):
+        with pytest.raises(UserError, match=said):
+            states.make_mesh(dataclasses.replace(TRAIN, batch_tokens=130, **shards), N + 1)
+    monkeypatch.undo()
     with pytest.raises(UserError, match="less than a batch"):
         trainer.train(SAE, dataclasses.replace(TRAIN, batch_tokens=4096), split, tmp_path)
     with pytest.raises(UserError, match=r"sae\.d_model=16"):
         trainer.train(dataclasses.replace(SAE, d_model=D + 1), TRAIN, split, tmp_path)
-
-
-MESHES = """
-import dataclasses, json, sys
-import jax
-jax.config.update("jax_num_cpu_devices", 4)
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from sae_toys import SAE, TRAIN, activations, split_of
-from emojax.errors import UserError
-from emojax.sae import trainer
-from emojax.sae import state as states
-folder = Path(sys.argv[2])
-split = split_of(folder / "store", activations(2560))
-settings = dataclasses.replace(TRAIN, dead_after_tokens=150)
-curves = {}
-for data, latent in [(1, 1), (4, 1), (1, 4), (2, 2)]:
-    mesh = dataclasses.replace(settings, data_shards=data, latent_shards=latent)
-    run = folder / f"{data}x{latent}"
-    trainer.train(SAE, mesh, split, run)
-    lines = (run / "training_log.jsonl").read_text().splitlines()
-    curves[f"{data}x{latent}"] = [
-        [json.loads(line)[key] for key in ("loss", "aux", "l0", "dead")] for line in lines
-    ]
-try:
-    states.make_mesh(dataclasses.replace(settings, latent_shards=3), 64)
-except UserError as error:
-    curves["refused"] = str(error)
-print("CURVES" + json.dumps(curves))
-"""
-
-
-def test_every_mesh_gives_the_curve_of_one_device(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", MESHES, str(Path(__file__).parent), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    curves = json.loads(done.stdout.split("CURVES")[1])
-    assert "does not divide" in curves.pop("refused")
-    one = np.array(curves.pop("1x1"))
-    assert one[:, 3].max() > 0  # dead latents, so that their loss is compared too
-    assert len(one) == 40
-    for mesh, curve in curves.items():
-        np.testing.assert_allclose(np.array(curve), one, rtol=2e-5, atol=1e-6, err_msg=mesh)

@@ -2,8 +2,8 @@
 
 A latent counts if it exceeds its own threshold, which learns through straight-through gradients.
 The penalty is λ (L0 / k - 1)², λ being `sparsity_coefficient`: it says how many latents are wanted,
-so that λ need not be searched for. Thresholds are trained as logarithms, so that they stay
-positive.
+so that λ need not be searched for. The threshold is the magnitude of what is trained: positive, and
+free to rise from its start in a short run (as a logarithm it takes lr⁻¹ steps to grow e-fold).
 """
 
 import jax.numpy as jnp
@@ -21,14 +21,14 @@ START = 0.001  # the threshold before training (their §4)
 
 def extra(config: SaeConfig) -> Params:
     """Thresholds."""
-    return {"log_threshold": jnp.full(config.n_latents, jnp.log(START))}
+    return {"threshold": jnp.full(config.n_latents, START)}
 
 
 def forward(
     config: SaeConfig, settings: TrainConfig, params: Params, x: Array, warmth: Array
 ) -> Forward:
     """One term, and the penalty on the number of active latents."""
-    pre, threshold = preactivations(params, x), jnp.exp(params["log_threshold"])
+    pre, threshold = preactivations(params, x), jnp.abs(params["threshold"])
     z = jumprelu(pre, threshold, settings.bandwidth)
     own = jnp.sum(step(pre, threshold, settings.bandwidth), axis=1)
     l0 = shards.mean_tokens(jnp.mean(shards.sum_latents(own)))
@@ -39,8 +39,7 @@ def forward(
 def finished(params: Params, cutoff: Array) -> Params:
     """Thresholds as they are used."""
     del cutoff
-    rest = {name: value for name, value in params.items() if name != "log_threshold"}
-    return rest | {"threshold": jnp.exp(params["log_threshold"])}
+    return params | {"threshold": jnp.abs(params["threshold"])}
 
 
 OBJECTIVE = Objective(dense=forward, extra=extra, finished=finished)
