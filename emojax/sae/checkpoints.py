@@ -59,7 +59,9 @@ class Checkpoints:
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
-        expected: Any = {"state": like, "digest": jax.eval_shape(digest, state)}
+        bits = jax.eval_shape(digest, state)
+        bits = jax.ShapeDtypeStruct(bits.shape, bits.dtype, sharding=state.step.sharding)
+        expected: Any = {"state": like, "digest": bits}
         while (step := self.latest()) is not None:
             try:
                 found: Any = self._files.load(step, expected)

@@ -120,11 +120,20 @@ def scales_of(config: SaeConfig, found: Batch) -> np.ndarray:
 
 
 def start(config: SaeConfig, settings: TrainConfig, found: Batch, mesh: Mesh) -> TrainState:
-    """The state before the first step, given a sample of the activations."""
+    """The state before the first step, given a sample of the activations.
+
+    Raises:
+      UserError: the sample is not finite.
+    """
     scales = scales_of(config, found)
     _, target = scaled(config, jnp.asarray(scales), found)
     centre = np.asarray(coder.geometric_median(target))
     variance = np.asarray(jnp.mean(jnp.sum((target - jnp.mean(target, axis=0)) ** 2, axis=1)))
+    if not np.isfinite(variance):
+        raise UserError(
+            f"Among the first {len(found.x):,} stored activations are some that are not finite; "
+            "look at the model, and capture again into another --store."
+        )
 
     def build(centre, variance, scales):
         sae = coder.init(config, centre)

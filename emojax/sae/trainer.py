@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +78,8 @@ def train(
     ):
         state = checkpoints.restore(state)
         first = int(state.step)
+        if first and first_process:
+            logging.warning("The run in %s goes on after step %d of %d.", directory, first, steps)
         sinks = log.sinks(directory, run, first) if first_process else []
         bar.update(first * settings.batch_tokens)
         batches = split.batches(settings.batch_tokens, settings.seed, first)

@@ -69,19 +69,22 @@ def test_rate_rises_stays_and_falls_to_nothing():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_same_call_goes_on_bitwise(split, finished, tmp_path, number):
+def test_a_signal_saves_and_the_same_call_goes_on_bitwise(
+    split, finished, tmp_path, number, caplog
+):
     wanted, directory = finished
     stopping = Interfering(split, 13, lambda batch: os.kill(os.getpid(), number))
     with pytest.raises(KeyboardInterrupt):
         trainer.train(SAE, TRAIN, stopping, tmp_path)
     assert read_log(tmp_path)[-1]["step"] == 14
     sae = trainer.train(SAE, TRAIN, split, tmp_path)
+    assert "goes on after step 14" in caplog.text
     assert read_log(tmp_path) == read_log(directory)
     for name in ("w_enc", "b_enc", "w_dec", "b_dec"):
         np.testing.assert_array_equal(getattr(sae, name), getattr(wanted, name))
 
 
-def test_a_crash_goes_on_from_the_last_checkpoint_bitwise(split, finished, tmp_path):
+def test_a_crash_goes_on_from_the_last_checkpoint_bitwise(split, finished, tmp_path, caplog):
     wanted, directory = finished
 
     def crash(batch):
@@ -93,6 +96,7 @@ def test_a_crash_goes_on_from_the_last_checkpoint_bitwise(split, finished, tmp_p
     with (tmp_path / "training_log.jsonl").open("a") as log:
         log.write('{"step": 28, "lo')  # a line cut short
     sae = trainer.train(SAE, TRAIN, split, tmp_path)
+    assert "goes on after step 20" in caplog.text
     assert read_log(tmp_path) == read_log(directory)
     np.testing.assert_array_equal(sae.w_enc, wanted.w_enc)
 
@@ -125,10 +129,13 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(split, tmp_path):
     assert (tmp_path / "checkpoints" / "10").is_dir()
 
 
-def test_an_activation_that_is_not_finite_is_named(tmp_path):
+def test_an_activation_that_is_not_finite_is_named(tmp_path, monkeypatch):
     x = activations(2560)
-    x[1234, 3] = np.inf
+    x[1234, 3] = np.nan
     broken = split_of(tmp_path / "store", x)
+    with pytest.raises(UserError, match="first 2,560 stored activations"):
+        trainer.train(SAE, TRAIN, broken, tmp_path / "run")
+    monkeypatch.setattr(states, "SAMPLE_TOKENS", 1000)
     with pytest.raises(UserError, match=r"1 of its batch's stored .* is token 1234, row 0, pos"):
         trainer.train(SAE, TRAIN, broken, tmp_path / "run")
 
