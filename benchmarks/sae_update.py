@@ -23,9 +23,10 @@ from emojax.sae import state as states
 from emojax.sae.coder import SaeConfig
 from emojax.sae.step import train_step
 from emojax.sae.store import Batch
-from emojax.sae.train_config import UPDATES, TrainConfig
+from emojax.sae.train_config import TrainConfig
 from emojax.sae.trainer import placed
 
+UPDATES = ("fused", "optax")
 LATENTS = flags.DEFINE_list("latents", ["4096", "16384"], "Sizes of the dictionary.")
 D_MODEL = flags.DEFINE_integer("d_model", 640, "Width of the activations.")
 K = flags.DEFINE_integer("k", 64, "Active latents per token.")

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from emojax.errors import UserError
 from emojax.sae import coder, losses, schedule
 from emojax.sae import state as states
 from emojax.sae.coder import Codes, SaeConfig
@@ -31,6 +32,24 @@ from emojax.sae.train_config import TrainConfig
 
 ADAM = RowAdam(b1=0.9, b2=0.999, eps=6.25e-10)
 CUTOFF_DECAY = 0.99
+
+
+def is_fused(config: SaeConfig, settings: TrainConfig) -> bool:
+    """Which of the two it is.
+
+    Raises:
+      UserError: "fused" is asked for where codes are dense.
+    """
+    objective = OBJECTIVES[config.architecture]
+    if settings.update == "fused" and objective.codes is None:
+        raise UserError(
+            f"The fused update is for sparse codes, and {config.architecture} trains with dense "
+            "ones; set train.update to auto."
+        )
+    sparse = objective.codes is not None
+    return settings.update == "fused" or (
+        settings.update == "auto" and sparse and objective.one_term
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
@@ -52,8 +71,7 @@ def train_step(
         warmth=schedule.warmth(settings, steps)(state.step),
     )
     rate = schedule.learning_rate(settings, config.n_latents, steps)(state.step)
-    fused = settings.update == "fused" and OBJECTIVES[config.architecture].codes is not None
-    update = fused_update if fused else optax_update
+    update = fused_update if is_fused(config, settings) else optax_update
     parts: Any = (P("data"), P("data"), P(), P("latent"), P())
     trained = (state.params, state.mu, state.nu)
     # Kernels need check_vma off: JAX cannot see what of their output varies over the mesh.

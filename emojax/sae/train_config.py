@@ -5,7 +5,7 @@ import math
 
 from emojax.errors import UserError
 
-UPDATES = ("fused", "optax")
+UPDATES = ("auto", "fused", "optax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class TrainConfig:
       sparsity_coefficient: λ, the weight of the penalty (jumprelu, gated, relu).
       bandwidth: width of the kernel of JumpReLU's straight-through gradients, in scaled units.
       ema_decay: the result is a running mean of the weights with this decay; 0: the last weights.
-      update: "fused" (`emojax_kernels.fused_row_update`, where codes are sparse) or "optax", the
-        plain reference.
+      update: "fused" (`emojax_kernels.fused_row_update`, where codes are sparse), "optax" (the
+        plain reference) or "auto": whichever `benchmarks.sae_update` found faster.
       seed: of the order of the activations.
       log_every: steps between two lines of the log.
       checkpoint_every: steps between two checkpoints.
@@ -46,7 +46,7 @@ class TrainConfig:
     sparsity_coefficient: float = 0.1
     bandwidth: float = 0.001
     ema_decay: float = 0.0
-    update: str = "fused"
+    update: str = "auto"
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500

@@ -22,7 +22,7 @@ from emojax.sae import state as states
 from emojax.sae.checkpoints import Checkpoints
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
 from emojax.sae.state import TrainState
-from emojax.sae.step import train_step
+from emojax.sae.step import is_fused, train_step
 from emojax.sae.store import Batch, Split
 from emojax.sae.train_config import TrainConfig
 
@@ -53,6 +53,7 @@ def train(
       KeyboardInterrupt: a signal came; everything is saved.
     """
     _check_fits(config, split)
+    is_fused(config, settings)
     mesh = states.make_mesh(settings, config.n_latents)
     per_epoch = split.steps_per_epoch(settings.batch_tokens)
     steps = settings.epochs * per_epoch

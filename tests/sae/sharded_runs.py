@@ -37,6 +37,7 @@ for mesh in MESHES:
         settings = dataclasses.replace(
             TRAIN,
             epochs=-(-STEPS // split.steps_per_epoch(TRAIN.batch_tokens)),
+            update="fused",
             data_shards=data,
             latent_shards=latent,
             dead_after_tokens=150,

@@ -148,6 +148,8 @@ def test_an_activation_that_is_not_finite_is_named(tmp_path, monkeypatch):
         ({"epochs": 0}, "epochs is 0"),
         ({"warmup_share": 1.5}, "warmup_share is 1.5"),
         ({"aux_coefficient": -1.0}, "aux_coefficient"),
+        ({"bandwidth": 0.0}, "bandwidth is 0"),
+        ({"update": "adam"}, "update 'adam'"),
     ],
 )
 def test_impossible_settings_are_refused(change, said):
@@ -169,5 +171,8 @@ def test_meshes_and_splits_that_do_not_fit_are_refused(split, tmp_path, monkeypa
     monkeypatch.undo()
     with pytest.raises(UserError, match="less than a batch"):
         trainer.train(SAE, dataclasses.replace(TRAIN, batch_tokens=4096), split, tmp_path)
+    with pytest.raises(UserError, match="relu trains with dense"):
+        relu = dataclasses.replace(SAE, architecture="relu")
+        trainer.train(relu, dataclasses.replace(TRAIN, update="fused"), split, tmp_path)
     with pytest.raises(UserError, match=r"sae\.d_model=16"):
         trainer.train(dataclasses.replace(SAE, d_model=D + 1), TRAIN, split, tmp_path)

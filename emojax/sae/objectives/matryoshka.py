@@ -35,4 +35,4 @@ def codes(config: SaeConfig, params: Params, x: Array) -> tuple[tuple[Codes, ...
     return nested, least_kept(code)
 
 
-OBJECTIVE = Objective(codes, finished=with_threshold)
+OBJECTIVE = Objective(codes, finished=with_threshold, one_term=False)

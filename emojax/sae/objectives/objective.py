@@ -55,6 +55,8 @@ class Objective:
       extra: `config` to the parameters that it trains besides the usual, each `[n_latents]`.
       finished: `(params, cutoff)` to the arrays of a `SparseAutoencoder`; cutoff is the running
         mean of the least activation kept.
+      one_term: whether there is one code only. Several are slower to update fused than by optax
+        (`benchmarks.sae_update`).
       unit_rows: whether decoder rows stay on the unit sphere while they are trained.
     """
 
@@ -62,6 +64,7 @@ class Objective:
     dense: Callable[[SaeConfig, TrainConfig, Params, Array, Array], Forward] | None = None
     extra: Callable[[SaeConfig], Params] = lambda config: {}
     finished: Callable[[Params, Array], Params] = lambda params, cutoff: params
+    one_term: bool = True
     unit_rows: bool = True
 
 
