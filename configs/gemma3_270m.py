@@ -11,7 +11,7 @@ The shipped dictionary, from this folder's top, with the corpora that its model 
 from emojax.config import Config
 from emojax.sae.coder import SaeConfig
 from emojax.sae.corpus import DataConfig
-from emojax.sae.trainer import TrainConfig
+from emojax.sae.train_config import TrainConfig
 from emojax.study.settings import Study
 
 CONFIG = Config(

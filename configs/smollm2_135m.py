@@ -10,7 +10,7 @@ No dictionary is shipped for it. Train one, from this folder's top, then run the
 from emojax.config import Config
 from emojax.sae.coder import SaeConfig
 from emojax.sae.corpus import DataConfig
-from emojax.sae.trainer import TrainConfig
+from emojax.sae.train_config import TrainConfig
 from emojax.study.settings import Study
 
 CONFIG = Config(

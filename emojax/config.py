@@ -11,7 +11,7 @@ from typing import Any
 from emojax.errors import UserError
 from emojax.sae.coder import SaeConfig
 from emojax.sae.corpus import DataConfig
-from emojax.sae.trainer import TrainConfig
+from emojax.sae.train_config import TrainConfig
 from emojax.study.settings import Study
 
 

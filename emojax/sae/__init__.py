@@ -3,4 +3,9 @@
 The way of the data: `corpus` (text → rows of tokens), `store` (rows → activations on disk,
 shuffled), `trainer` (activations → dictionary), `metrics` (how good is it), `artefact` (one folder
 that holds all of it). `coder` is the dictionary itself: what the other rooms use.
+
+The way of a training step: `train_config` (what was asked for), `state` (where everything lives),
+`objectives` (one file per architecture), `losses`, `step` (gradients and Adam, fused or by optax),
+`schedule`; `trainer` is the loop around it, with `checkpoints`, `log` and `interrupt`. `shards`
+says what crosses the mesh.
 """

@@ -1,8 +1,9 @@
 """A trained dictionary as a folder that says everything about itself.
 
-`sae.safetensors` (matrices float16, biases float32, and `b_dec_init`, from which the untrained
-control is made again), `config.json` (what it is, where it came from, and the SHA-256 of the other
-files), `training_log.jsonl`, `evaluation.json`, and `README.md`, the model card, made from these.
+`sae.safetensors` (matrices float16, biases and thresholds float32, and `b_dec_init`, from which the
+untrained control is made again), `config.json` (what it is, where it came from, and the SHA-256 of
+the other files), `training_log.jsonl`, `evaluation.json`, and `README.md`, the model card, made
+from these.
 """
 
 import dataclasses
@@ -26,7 +27,13 @@ from emojax.sae.coder import SaeConfig, SparseAutoencoder
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent.parent / "data" / "sae"
-DTYPES = {"w_enc": np.float16, "b_enc": np.float32, "w_dec": np.float16, "b_dec": np.float32}
+DTYPES = {
+    "w_enc": np.float16,
+    "b_enc": np.float32,
+    "w_dec": np.float16,
+    "b_dec": np.float32,
+    "threshold": np.float32,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +58,15 @@ class Artefact:
 def rounded(sae: SparseAutoencoder) -> SparseAutoencoder:
     """The dictionary with the precision that its file has: what is measured is what is shipped."""
     arrays: dict[str, Any] = {
-        name: jnp.asarray(np.asarray(getattr(sae, name)).astype(dtype), jnp.float32)
-        for name, dtype in DTYPES.items()
+        name: jnp.asarray(array, jnp.float32) for name, array in _stored(sae).items()
     }
     return dataclasses.replace(sae, **arrays)
+
+
+def _stored(sae: SparseAutoencoder) -> dict[str, np.ndarray]:
+    """A dictionary's arrays as the file has them; TopK has no threshold."""
+    arrays = {name: getattr(sae, name) for name in DTYPES}
+    return {n: np.asarray(a).astype(DTYPES[n]) for n, a in arrays.items() if a is not None}
 
 
 def save(
@@ -79,7 +91,7 @@ def save(
       UserError: the folder is not writable, or the disk has no room.
     """
     writable_dir(directory)
-    arrays = {name: np.asarray(getattr(sae, name)).astype(dtype) for name, dtype in DTYPES.items()}
+    arrays = _stored(sae)
     arrays["b_dec_init"] = np.asarray(untrained.b_dec, np.float32)
     require_room(directory, sum(a.nbytes for a in arrays.values()) + training_log.stat().st_size)
     with atomic(directory / "sae.safetensors") as partial:
@@ -135,7 +147,9 @@ def load(name: str | Path, lm: LanguageModel | None = None) -> Artefact:
             f"reads format {FORMAT}; install the version of emojax that wrote it."
         )
     try:
-        config = SaeConfig(**record["sae"])
+        # JSON has lists for tuples.
+        fields: dict[str, Any] = dict(record["sae"])
+        config = SaeConfig(**fields | {"prefixes": tuple(fields.get("prefixes", ()))})
         hashes = dict(record["files"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -154,7 +168,7 @@ def load(name: str | Path, lm: LanguageModel | None = None) -> Artefact:
     centre = arrays.pop("b_dec_init")
     return Artefact(
         sae=SparseAutoencoder(**arrays, config=config),
-        untrained=coder.init(config, centre),
+        untrained=coder.control(config, centre),
         record=record,
         evaluation=_json(directory / "evaluation.json"),
         fingerprint=hashes["sae.safetensors"],
@@ -188,6 +202,8 @@ def _arrays(path: Path, config: SaeConfig) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}); get the artefact again.") from None
     n, d = config.n_latents, config.d_model
     shapes = {"w_enc": (n, d), "b_enc": (n,), "w_dec": (n, d), "b_dec": (d,), "b_dec_init": (d,)}
+    if config.architecture != "topk":
+        shapes["threshold"] = (n,)
     faults = [f"{name} is missing" for name in shapes if name not in arrays]
     faults += [f"{name} is unknown" for name in arrays if name not in shapes]
     for name in shapes.keys() & arrays.keys():

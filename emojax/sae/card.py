@@ -23,7 +23,7 @@ def render(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return f"""# Sparse autoencoder for {model["name"]}, layer {sae["layer"]}, {sae["site"]}
 
-{sae["n_latents"]:,} latents, TopK with k = {sae["k"]}, on activations of width {sae["d_model"]} \
+{sae["n_latents"]:,} latents, {_sparsity(sae)}, on activations of width {sae["d_model"]} \
 (layers count from 0). Input scale: `{sae["input_scale"]}`. Layout, file format and maths: \
 `emojax/sae/coder.py` and `emojax/sae/artefact.py`. This file is made from `config.json` and \
 `evaluation.json`.
@@ -61,6 +61,14 @@ have their own licence.
 """
 
 
+def _sparsity(sae: Mapping[str, Any]) -> str:
+    """What decides which latents are active. Records from before there was a choice are TopK."""
+    names = {"topk": "TopK", "batch_topk": "BatchTopK", "jumprelu": "JumpReLU", "relu": "ReLU"}
+    architecture = sae.get("architecture", "topk")
+    name = names.get(architecture, architecture.capitalize())
+    return name if architecture in ("gated", "relu") else f"{name} with k = {sae['k']}"
+
+
 def _table(evaluation: Mapping[str, Any]) -> str:
     both = [evaluation["trained"], evaluation["untrained"]]
 
@@ -84,6 +92,9 @@ def _table(evaluation: Mapping[str, Any]) -> str:
         lines.append(row(f"loss recovered, {language}", values))
         values = [measured["recovered_from_mean"][name] for name in ("trained", "untrained")]
         lines.append(row(f"loss recovered from mean ablation, {language}", values))
+        if "kl" in measured:
+            values = [measured["kl"][name] for name in ("trained", "untrained")]
+            lines.append(row(f"KL from the clean model (nats), {language}", values, ".3f"))
         entropy = measured["cross_entropy"]
         values = [entropy[name] for name in ("trained", "untrained")]
         clean = f"cross entropy spliced, {language} (clean {entropy['clean']:.3f}, zeroed "

@@ -1,10 +1,21 @@
-"""Checkpoints of a training run: Orbax, asynchronous, the last few kept."""
+"""Checkpoints of a training run: Orbax, asynchronous, the last few and the best kept.
 
+Each holds the state and a digest of its bits. One that cannot be read, or whose bits are others, is
+named, moved to `damaged/` beside it, and the one before it is used: nothing is overwritten.
+"""
+
+import logging
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
+
+policies = ocp.training.preservation_policies
 
 
 class Checkpoints:
@@ -14,13 +25,18 @@ class Checkpoints:
         self._directory, self._keep = directory.absolute(), keep
 
     def __enter__(self) -> "Checkpoints":
+        best = policies.BestN(
+            get_metric_fn=lambda found: found["reconstruction"], reverse=True, n=1
+        )
         self._files = ocp.training.Checkpointer(
             str(self._directory),
             # The loop decides when; Orbax only writes.
             # pyrefly: ignore [bad-argument-type]  # Orbax names its protocol's argument otherwise.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             # pyrefly: ignore [bad-argument-type]
-            preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(self._keep), best]
+            ),
             cleanup_tmp_directories=True,
         )
         return self
@@ -32,15 +48,65 @@ class Checkpoints:
         """The last step that is wholly on the disk."""
         return None if self._files.latest is None else self._files.latest.step
 
-    def save(self, state: Any) -> None:
-        """Starts to write the state under its own `step`."""
-        self._files.save_async(int(state.step), state, overwrite=True)
+    def save(self, state: Any, reconstruction: float) -> None:
+        """Starts to write the state under its own `step`; the best has the least reconstruction."""
+        content: Any = {"state": state, "digest": digest(state)}
+        metrics: Any = {"reconstruction": reconstruction}
+        self._files.save_async(int(state.step), content, metrics=metrics)
 
     def restore(self, state: Any) -> Any:
-        """The last checkpoint, placed as `state` is; `state` itself if there is none."""
-        if self._files.latest is None:
-            return state
+        """The last whole checkpoint, placed as `state` is; `state` itself if there is none."""
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
-        return self._files.load(self._files.latest.step, like)
+        bits = jax.eval_shape(digest, state)
+        bits = jax.ShapeDtypeStruct(bits.shape, bits.dtype, sharding=state.step.sharding)
+        expected: Any = {"state": like, "digest": bits}
+        while (step := self.latest()) is not None:
+            try:
+                found: Any = self._files.load(step, expected)
+                fault = _fault(found, like)
+            except Exception as error:  # Orbax and TensorStore name a damaged file in many ways.
+                found, fault = None, f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            if found is not None and fault is None:
+                return found["state"]
+            self._set_aside(step, str(fault))
+        return state
+
+    def _set_aside(self, step: int, fault: str) -> None:
+        source = self._directory / str(step)
+        target = self._directory.parent / "damaged" / str(step)
+        while target.exists():
+            target = target.with_name(target.name + "_")
+        logging.warning(
+            "The checkpoint %s is damaged or of another run (%s); it is moved to %s, and the one "
+            "before it is used.", source, fault, target,
+        )  # fmt: skip
+        if jax.process_index() == 0:
+            target.parent.mkdir(exist_ok=True)
+            source.rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {step}")
+        self._files.reload()
+
+
+@jax.jit
+def digest(state: Any) -> UInt32[Array, " leaves"]:
+    """A sum over each leaf's bits that no mesh changes."""
+
+    def of(leaf: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
+        place = jnp.arange(bits.size, dtype=jnp.uint32)
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+    return jnp.stack([of(leaf) for leaf in jax.tree.leaves(state)])
+
+
+def _fault(found: Any, like: Any) -> str | None:
+    """What is wrong with a checkpoint that could be read."""
+    shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(found["state"])]
+    if shapes != [(x.shape, x.dtype) for x in jax.tree.leaves(like)]:
+        return "its arrays have other shapes"
+    if not np.array_equal(jax.device_get(found["digest"]), jax.device_get(digest(found["state"]))):
+        return "its bits are not those that were saved"
+    return None

@@ -2,17 +2,22 @@
 
 In units of the input scale, with the rows of `w_enc` and `w_dec` belonging to latents:
 
-    z = TopK(ReLU(W_enc (x - b_dec) + b_enc)),    x̂ = W_decᵀ z + b_dec
+    z = σ(W_enc (x - b_dec) + b_enc),    x̂ = W_decᵀ z + b_dec
 
-(Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv:2406.04093, equation 2).
+σ is TopK(ReLU(·)) (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv:2406.04093,
+equation 2), or keeps what lies above a threshold per latent (Rajamanoharan et al. 2024,
+arXiv:2407.14435, equation 3): all that training with one of `ARCHITECTURES` may end in. A
+*transcoder* (Dunefsky et al. 2024, arXiv:2406.11944) explains another site than it reads, so it
+does not subtract b_dec.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from emojax_kernels import sparse_decode, topk_encode
+from emojax_kernels import sparse_decode, threshold_encode, topk_encode
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from emojax.errors import UserError
@@ -25,13 +30,19 @@ class SaeConfig:
     Attributes:
       d_model: width of the activations.
       n_latents: number of latents.
-      k: latents that may be active on one token.
+      k: latents active on a token: always (topk), on average over a batch (batch_topk, matryoshka),
+        or what training aims at (jumprelu). The others' L0 follows from their coefficient.
       model: name of the language model (`emojax.lm.sources`).
       layer: layer of the tap, counted from 0.
       site: site of the tap (`emojax.lm.capture.Tap`).
       architecture: a key of `ARCHITECTURES`.
       input_scale: a key of `INPUT_SCALES`.
       seed: of the decoder rows at initialisation.
+      max_active: the most latents that one token's code may hold where k does not say it (None:
+        4 k).
+      prefixes: numbers of latents that a matryoshka dictionary is also good with alone (empty: the
+        first 1/16, 1/8, 1/4 and 1/2); all of them always come last.
+      target_site: the site, of the same layer, that a transcoder writes; None: the one it reads.
     """
 
     d_model: int
@@ -43,6 +54,9 @@ class SaeConfig:
     architecture: str = "topk"
     input_scale: str = "unit_norm"
     seed: int = 0
+    max_active: int | None = None
+    prefixes: tuple[int, ...] = ()
+    target_site: str | None = None
 
     def __post_init__(self):
         for name in ("d_model", "n_latents", "k"):
@@ -62,6 +76,29 @@ class SaeConfig:
                     f"The SAE's {name} {getattr(self, name)!r} is unknown; "
                     f"choose one of {', '.join(known)}."
                 )
+        if self.max_active is not None and self.max_active < self.k:
+            raise UserError(
+                f"The SAE's max_active is {self.max_active}, less than its k of {self.k}; give "
+                "more, or none."
+            )
+        sizes = (0, *self.prefixes, self.n_latents)
+        if any(a >= b for a, b in itertools.pairwise(sizes)):
+            raise UserError(
+                f"The SAE's prefixes {self.prefixes} do not rise within its {self.n_latents} "
+                "latents; give rising numbers below that."
+            )
+        if self.target_site is not None and self.input_scale == "unit_norm":
+            raise UserError(
+                "A transcoder's input and target have different norms; set sae.input_scale to "
+                "mean_norm or none."
+            )
+
+    @property
+    def slots(self) -> int:
+        """Latents that one token's code has room for."""
+        if self.architecture == "topk":
+            return self.k
+        return min(self.n_latents, self.max_active or 4 * self.k)
 
 
 @jax.tree_util.register_dataclass
@@ -70,24 +107,28 @@ class Codes:
     """The active latents of each token, strongest first.
 
     Attributes:
-      values: activations ≥ 0, in units of the scaled input; 0 where fewer than k are active.
+      values: activations ≥ 0, in units of the scaled input; 0 where fewer are active than fit.
       indices: the latents that they belong to.
     """
 
-    values: Float[Array, "tokens k"]
-    indices: Int[Array, "tokens k"]
+    values: Float[Array, "tokens slots"]
+    indices: Int[Array, "tokens slots"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SparseAutoencoder:
-    """A dictionary: row j of `w_enc` reads latent j, row j of `w_dec` (unit norm) writes it."""
+    """A dictionary: row j of `w_enc` reads latent j, row j of `w_dec` (unit norm) writes it.
+
+    `threshold` is what a pre-activation must exceed to count, for every architecture but TopK.
+    """
 
     w_enc: Float[Array, "n_latents d_model"]
     b_enc: Float[Array, " n_latents"]
     w_dec: Float[Array, "n_latents d_model"]
     b_dec: Float[Array, " d_model"]
     config: SaeConfig = dataclasses.field(metadata={"static": True})
+    threshold: Float[Array, " n_latents"] | None = None
 
 
 def unit_norm(
@@ -109,34 +150,40 @@ def no_scale(
     return x, jnp.ones_like(x, shape=(x.shape[0], 1))
 
 
-def topk(
-    sae: SparseAutoencoder, x: Float[Array, "tokens d_model"], latent_axis: str | None
-) -> Codes:
-    """TopK activation (Gao et al. 2024): the k largest of the rectified pre-activations.
-
-    With `latent_axis`, `sae` holds one shard of the latents: each shard finds its own k candidates,
-    the k-th largest of all shards' candidates is the threshold, and the indices count within the
-    shard. Only the values travel.
-    """
-    k = min(sae.config.k, sae.b_enc.shape[0])
-    values, indices = topk_encode(x - sae.b_dec, sae.w_enc, sae.b_enc, k)
-    return Codes(largest(values, sae.config.k, latent_axis), indices)
+def topk(sae: SparseAutoencoder, x: Float[Array, "tokens d_model"]) -> Codes:
+    """The k largest of the rectified pre-activations (Gao et al. 2024)."""
+    return Codes(
+        *topk_encode(centred(sae.config, sae.b_dec, x), sae.w_enc, sae.b_enc, sae.config.k)
+    )
 
 
-def largest(
-    values: Float[Array, "tokens candidates"], k: int, latent_axis: str | None
-) -> Float[Array, "tokens candidates"]:
-    """Keeps what is among the k largest values of all shards of latents; the rest becomes 0."""
-    if latent_axis is None or jax.lax.axis_size(latent_axis) == 1:
-        return values
-    everywhere = jax.lax.all_gather(jax.lax.stop_gradient(values), latent_axis, axis=1, tiled=True)
-    threshold = jax.lax.top_k(everywhere, k)[0][:, -1:]
-    return jnp.where(values >= threshold, values, 0)
+def above_threshold(sae: SparseAutoencoder, x: Float[Array, "tokens d_model"]) -> Codes:
+    """What lies above each latent's threshold, the largest `slots` of it."""
+    threshold = jnp.zeros_like(sae.b_enc) if sae.threshold is None else sae.threshold
+    values, indices, _ = threshold_encode(
+        centred(sae.config, sae.b_dec, x), sae.w_enc, sae.b_enc, threshold, sae.config.slots
+    )
+    return Codes(values, indices)
 
 
-ARCHITECTURES: dict[str, Callable[[SparseAutoencoder, Array, str | None], Codes]] = {"topk": topk}
+def centred(config: SaeConfig, b_dec: Float[Array, " d_model"], x: Array) -> Array:
+    """What the encoder's rows are multiplied with."""
+    return x if config.target_site is not None else x - b_dec
+
+
+# How a finished dictionary encodes; `emojax.sae.objectives` says how each is trained.
+ARCHITECTURES: dict[str, Callable[[SparseAutoencoder, Array], Codes]] = {
+    "topk": topk,
+    "batch_topk": above_threshold,
+    "matryoshka": above_threshold,
+    "jumprelu": above_threshold,
+    "gated": above_threshold,
+    "relu": above_threshold,
+}
 INPUT_SCALES: dict[str, Callable[[Array], tuple[Array, Array]]] = {
     "unit_norm": unit_norm,
+    # One number for all tokens, which training folds into the arrays (`emojax.sae.finish`).
+    "mean_norm": no_scale,
     "none": no_scale,
 }
 
@@ -146,9 +193,7 @@ def init(
     b_dec: Float[Array, " d_model"],
     key: PRNGKeyArray | None = None,
 ) -> SparseAutoencoder:
-    """The untrained dictionary: random unit decoder rows, the encoder tied to them.
-
-    It is where training starts and the control that every trained number is printed beside.
+    """Where training starts: random unit decoder rows, the encoder tied to them.
 
     Args:
       config: sizes; `config.seed` draws the rows when no `key` is given.
@@ -165,6 +210,11 @@ def init(
         b_dec=jnp.asarray(b_dec, jnp.float32),
         config=config,
     )
+
+
+def control(config: SaeConfig, b_dec: Float[Array, " d_model"]) -> SparseAutoencoder:
+    """The untrained dictionary as every trained one is compared with: k latents per token."""
+    return init(dataclasses.replace(config, architecture="topk", prefixes=()), b_dec)
 
 
 @jax.jit
@@ -191,7 +241,7 @@ def scale(
 @jax.jit
 def encode(sae: SparseAutoencoder, x: Float[Array, "tokens d_model"]) -> Codes:
     """Raw activations → the active latents of each token."""
-    return ARCHITECTURES[sae.config.architecture](sae, scale(sae.config, x)[0], None)
+    return ARCHITECTURES[sae.config.architecture](sae, scale(sae.config, x)[0])
 
 
 @jax.jit

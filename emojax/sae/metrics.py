@@ -5,7 +5,8 @@ nearly all of the variance, so the fraction of variance unexplained (FVU) is giv
 for unit vectors, with and without these *massive* tokens.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from emojax.lm.model import LanguageModel
 from emojax.sae import coder
 from emojax.sae.coder import SparseAutoencoder
 from emojax.sae.corpus import Rows
+from emojax.sae.divergence import divergence
 from emojax.sae.store import Sample, Split
 
 MASSIVE = 4.0  # times the median norm
@@ -28,11 +30,13 @@ DENSITY_EDGES = tuple(np.arange(-6.0, 0.5, 0.5).tolist())
 
 
 @jax.jit
-def _measure(sae: SparseAutoencoder, x: Float[Array, "tokens d_model"]) -> tuple[Array, ...]:
+def _measure(
+    sae: SparseAutoencoder, x: Float[Array, "tokens d_model"], y: Float[Array, "tokens d_model"]
+) -> tuple[Array, ...]:
     """Squared error of each token, active latents of each token, how often each latent fired."""
     codes = coder.encode(sae, x)
     _, factor = coder.scale(sae.config, x)
-    error = jnp.sum((x - coder.decode(sae, codes) * factor) ** 2, axis=1)
+    error = jnp.sum((y - coder.decode(sae, codes) * factor) ** 2, axis=1)
     on = codes.values > 0
     fired = jnp.zeros(sae.config.n_latents, jnp.int32).at[codes.indices].add(on.astype(jnp.int32))
     return error, jnp.sum(on, axis=1), fired
@@ -42,18 +46,24 @@ def reconstruction(sae: SparseAutoencoder, split: Split) -> dict[str, Any]:
     """L0, FVU, dead latents and the histogram of densities over a held-out split.
 
     Returns:
-      `tokens`, `massive_tokens` (norm > 4 × the median), `l0`; `fvu` by space (`raw`, `unit_norm`)
+      `tokens`, `massive_tokens` (norm > 4 × the median), `l0`; `full_share` (tokens whose code has
+      no room left: near 0, codes above a threshold are whole); `fvu` by space (`raw`, `unit_norm`)
       and tokens (`all`, `without_massive`); `fvu_by_language` (unit norm, without massive tokens);
       `dead` and `dead_share` (latents that never fired on these tokens); `density`: latents by the
       decimal logarithm of the share of tokens on which they fire, the dead left out.
     """
     sample = split.read(0, split.tokens)
+    values, norms = sample.target_values, sample.target_norms
+    if values is not None and norms is not None:  # what a transcoder writes is what it explains
+        sample = dataclasses.replace(sample, values=values, norms=norms)
     error, active = np.zeros(split.tokens), np.zeros(split.tokens)
     fired = np.zeros(sae.config.n_latents, np.int64)
     for start in range(0, split.tokens, SLICE_TOKENS):
         part = slice(start, start + SLICE_TOKENS)
-        raw = sample.values[part].astype(np.float32) * sample.norms[part, None]
-        error[part], active[part], count = jax.device_get(_measure(sae, jnp.asarray(raw)))
+        raw = split.raw(start, min(start + SLICE_TOKENS, split.tokens))
+        x, y = raw.x, raw.x if raw.target is None else raw.target
+        measured = _measure(sae, jnp.asarray(x), jnp.asarray(y))
+        error[part], active[part], count = jax.device_get(measured)
         fired += count
     everything = np.ones(split.tokens, bool)
     ordinary = sample.norms <= MASSIVE * np.median(sample.norms)
@@ -63,6 +73,7 @@ def reconstruction(sae: SparseAutoencoder, split: Split) -> dict[str, Any]:
         "tokens": split.tokens,
         "massive_tokens": int(np.sum(~ordinary)),
         "l0": float(np.mean(active)),
+        "full_share": float(np.mean(active >= sae.config.slots)),
         "fvu": {
             space: {kind: _fvu(sample, error, chosen, space) for kind, chosen in kinds.items()}
             for space in ("raw", "unit_norm")
@@ -110,10 +121,11 @@ def loss_recovered(
     rows_per_language: int = 32,
     batch_rows: int = 8,
 ) -> dict[str, Any]:
-    """Next-token cross entropy (nats) with the site left alone, ablated, or reconstructed.
+    """Next-token cross entropy and KL (nats) with the site left alone, ablated, or reconstructed.
 
     The site is replaced on every token but the first (the BOS, which no dictionary saw). Recovered
-    is (zero-ablated - spliced) / (zero-ablated - clean); the same with the mean-ablated loss.
+    is (zero-ablated - spliced) / (zero-ablated - clean); the same with the mean-ablated loss. The
+    KL is that of the clean model's distributions from the spliced one's.
 
     Args:
       lm: the language model.
@@ -134,14 +146,17 @@ def loss_recovered(
     with tqdm(total=len(rows.names) * len(splices), desc="loss recovered", unit="run") as bar:
         for place, language in enumerate(rows.names):
             chosen = _longest(rows, place, rows_per_language)
-            of = {}
+            of, kl = {}, {}
             for name, splice in splices.items():
-                of[name] = _cross_entropy(lm, splice, chosen, batch_rows)
+                of[name] = _mean(lm, next_token_loss, splice, chosen, batch_rows)
+                if splice is not None:
+                    kl[name] = _mean(lm, divergence, splice, chosen, batch_rows)
                 bar.update()
             clean, zero, average = of["clean"], of["zero_ablated"], of["mean_ablated"]
             result[language] = {
                 "predictions": chosen.shape[0] * (chosen.shape[1] - 1),
                 "cross_entropy": of,
+                "kl": kl,
                 "recovered": {n: (zero - of[n]) / (zero - clean) for n in dictionaries},
                 "recovered_from_mean": {
                     n: (average - of[n]) / (average - clean) for n in dictionaries
@@ -159,17 +174,20 @@ def _reconstructed(sae: SparseAutoencoder, h: Float[Array, "batch time d_model"]
     return h.at[:, 1:].set(made[:, 1:])
 
 
-def _cross_entropy(
-    lm: LanguageModel, splice: Splice | None, tokens: np.ndarray, batch_rows: int
+def _mean(
+    lm: LanguageModel,
+    of: Callable[..., Array],
+    splice: Splice | None,
+    tokens: np.ndarray,
+    batch_rows: int,
 ) -> float:
     """Mean over all predictions of rows without padding."""
-    losses = []
+    found = []
     for start in range(0, len(tokens), batch_rows):
         batch = tokens[start : start + batch_rows]
         mask = np.ones_like(batch, bool)
-        loss = next_token_loss(lm.config, lm.params, batch, mask, splice=splice)
-        losses.append(np.asarray(loss))
-    return float(np.mean(np.concatenate(losses)))
+        found.append(np.asarray(of(lm.config, lm.params, batch, mask, splice=splice)))
+    return float(np.mean(np.concatenate(found)))
 
 
 def _longest(rows: Rows, place: int, count: int) -> Int[np.ndarray, "rows time"]:

@@ -8,9 +8,9 @@ Special tokens (BOS, padding) are never stored.
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
@@ -35,6 +35,15 @@ COLUMNS = {
     "rows": "int32",
     "languages": "uint8",
 }
+# What a transcoder's store holds besides: another site of the same tokens.
+TARGET_COLUMNS = {"target_values": "float16", "target_norms": "float32"}
+
+
+class Batch(NamedTuple):
+    """Raw activations `[tokens, d_model]`, and those of a transcoder's target site."""
+
+    x: Any
+    target: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +56,8 @@ class Sample:
     positions: np.ndarray
     rows: np.ndarray
     languages: np.ndarray
+    target_values: np.ndarray | None = None
+    target_norms: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +78,22 @@ class Split:
 
     def read(self, start: int, stop: int) -> Sample:
         """Tokens `start` to `stop`, in the order in which they were captured."""
-        futures = {name: self.arrays[name][start:stop].read() for name in COLUMNS}
+        futures = {name: self.arrays[name][start:stop].read() for name in self.arrays}
         return Sample(**{name: future.result() for name, future in futures.items()})
+
+    def raw(self, start: int, stop: int) -> Batch:
+        """Raw activations of tokens `start` to `stop`, and of the target if there is one."""
+        parts = []
+        for values, norms in self._sites():
+            both = [self.arrays[name][start:stop].read() for name in (values, norms)]
+            unit, norm = (future.result().astype(np.float32) for future in both)
+            parts.append(unit * norm[:, None])
+        return Batch(*parts)
+
+    def _sites(self) -> list[tuple[str, str]]:
+        """The columns of values and norms: of the input, and of the target if there is one."""
+        there = "target_values" in self.arrays
+        return [("values", "norms")] + [("target_values", "target_norms")] * there
 
     def _buffers(self, batch_tokens: int) -> tuple[int, int]:
         """Chunks per buffer, and whole chunks."""
@@ -95,24 +120,17 @@ class Split:
         sizes = [min(per_buffer, chunks - i) for i in range(0, chunks, per_buffer)]
         return [(size, size * self.chunk_tokens // batch_tokens) for size in sizes]
 
-    def batches(self, batch_tokens: int, seed: int, first_step: int = 0) -> Iterator[np.ndarray]:
-        """Endless batches of raw activations [batch_tokens, d_model], shuffled on every pass.
+    def batches(self, batch_tokens: int, seed: int, first_step: int = 0) -> Iterator[Batch]:
+        """Endless batches of raw activations, shuffled on every pass.
 
         A pass takes the chunks in random order, a buffer of them at a time, and shuffles the
         tokens of each buffer. The order is a function of `seed` and the step alone, so that a run
         that goes on at `first_step` sees what it would have seen.
         """
-        plan = self._plan(batch_tokens)
-        epoch, skip = divmod(first_step, sum(n for _, n in plan))
+        per_pass = self.steps_per_epoch(batch_tokens)
+        epoch, skip = divmod(first_step, per_pass)
         while True:
-            rng = np.random.default_rng([seed, epoch])
-            chunks = rng.permutation(sum(size for size, _ in plan))
-            orders = [rng.permutation(size * self.chunk_tokens) for size, _ in plan]
-            todo = []
-            taken = 0
-            for (size, n), order in zip(plan, orders, strict=True):
-                todo.append((chunks[taken : taken + size], order, n))
-                taken += size
+            todo = self._pass(batch_tokens, seed, epoch)
             while todo and skip >= todo[0][2]:
                 skip -= todo.pop(0)[2]
             # The next buffer is read while this one is trained on.
@@ -121,26 +139,54 @@ class Split:
                 futures = reading.pop()
                 if i + 1 < len(todo):
                     reading.append(self._read_chunks(todo[i + 1][0]))
-                values, norms = (
-                    np.concatenate([future.result() for future in column]) for column in futures
-                )
+                columns = [np.concatenate([f.result() for f in column]) for column in futures]
+                pairs = list(zip(columns[::2], columns[1::2], strict=True))
                 for j in range(skip, n):
                     chosen = order[j * batch_tokens : (j + 1) * batch_tokens]
-                    yield values[chosen] * norms[chosen, None]
+                    yield Batch(*(values[chosen] * norms[chosen, None] for values, norms in pairs))
                 skip = 0
             epoch += 1
+
+    def tokens_of(self, batch_tokens: int, seed: int, step: int) -> np.ndarray:
+        """Which stored tokens the batch of a step (counted from 0) is made of, in its order."""
+        epoch, skip = divmod(step, self.steps_per_epoch(batch_tokens))
+        for ids, order, n in self._pass(batch_tokens, seed, epoch):
+            if skip < n:
+                chosen = order[skip * batch_tokens : (skip + 1) * batch_tokens]
+                chunk, offset = np.divmod(chosen, self.chunk_tokens)
+                return ids[chunk] * self.chunk_tokens + offset
+            skip -= n
+        raise AssertionError("a pass has as many batches as its buffers have")
+
+    def _pass(
+        self, batch_tokens: int, seed: int, epoch: int
+    ) -> list[tuple[np.ndarray, np.ndarray, int]]:
+        """Each buffer of a pass: its chunks, the order of its tokens, how many batches it gives."""
+        plan = self._plan(batch_tokens)
+        rng = np.random.default_rng([seed, epoch])
+        chunks = rng.permutation(sum(size for size, _ in plan))
+        orders = [rng.permutation(size * self.chunk_tokens) for size, _ in plan]
+        ends = np.cumsum([size for size, _ in plan])
+        return [
+            (chunks[end - size : end], order, n)
+            for (size, n), order, end in zip(plan, orders, ends, strict=True)
+        ]
 
     def _read_chunks(self, ids: np.ndarray) -> list[list[Any]]:
         size = self.chunk_tokens
         return [
             [self.arrays[name][i * size : (i + 1) * size].read() for i in ids]
-            for name in ("values", "norms")
+            for site in self._sites()
+            for name in site
         ]
 
 
-def identity(lm: LanguageModel, tap: Tap, rows: Mapping[str, Rows]) -> dict[str, Any]:
-    """What a store holds: the model by its weights, the tap, the text by its tokens."""
-    return {
+def identity(
+    lm: LanguageModel, tap: Tap, rows: Mapping[str, Rows], target: Tap | None = None
+) -> dict[str, Any]:
+    """What a store holds: the model by its weights, the taps, the text by its tokens."""
+    own = {} if target is None else {"target_layer": target.layer, "target_site": target.site}
+    return own | {
         "format": FORMAT,
         "model": lm.name,
         "fingerprint": lm.fingerprint,
@@ -159,6 +205,7 @@ def capture(
     directory: Path,
     *,
     limit_gib: float,
+    target: Tap | None = None,
     batch_tokens: int = 1024,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> dict[str, Split]:
@@ -172,6 +219,7 @@ def capture(
       rows: what it reads, by split.
       directory: the store.
       limit_gib: the most that the store may fill.
+      target: what a transcoder is to make of it, kept beside it.
       batch_tokens: tokens per forward pass.
       chunk_tokens: tokens per chunk on the disk.
 
@@ -180,7 +228,7 @@ def capture(
       KeyboardInterrupt: a signal came.
     """
     writable_dir(directory)
-    wanted = identity(lm, tap, rows) | {"chunk_tokens": chunk_tokens}
+    wanted = identity(lm, tap, rows, target) | {"chunk_tokens": chunk_tokens}
     done = {split: {"rows": 0, "tokens": 0} for split in rows}
     special = np.array(sorted(lm.tokenizer.all_special_ids), np.int32)
     totals = {
@@ -191,6 +239,7 @@ def capture(
         done = _read_state(directory, wanted)["done"]
     else:
         size = sum(totals.values()) * (2 * lm.config.d_model + 17)
+        size += 0 if target is None else sum(totals.values()) * (2 * lm.config.d_model + 4)
         if size > limit_gib * 2**30:
             raise UserError(
                 f"The activations would fill {size / 2**30:.1f} GiB and data.store_gib allows "
@@ -201,7 +250,8 @@ def capture(
     splits = {}
     with interrupt.requested() as stop:
         for split, part in rows.items():
-            arrays = _arrays(directory / split, totals[split], lm.config.d_model, chunk_tokens)
+            shape = (totals[split], lm.config.d_model)
+            arrays = _arrays(directory / split, shape, chunk_tokens, target is not None)
             splits[split] = Split(arrays, totals[split], part.names, chunk_tokens)
             progress = tqdm(
                 total=totals[split],
@@ -216,7 +266,8 @@ def capture(
                     first = done[split]["rows"]
                     segment = part.tokens[first : first + SEGMENT_ROWS]
                     start = done[split]["tokens"]
-                    for sample in _captured(lm, tap, segment, part, first, special, batch_tokens):
+                    taps = (tap,) if target is None else (tap, target)
+                    for sample in _captured(lm, taps, segment, part, first, special, batch_tokens):
                         _write(arrays, sample, start)
                         start += len(sample.norms)
                         progress.update(len(sample.norms))
@@ -229,7 +280,7 @@ def capture(
 
 def _captured(
     lm: LanguageModel,
-    tap: Tap,
+    taps: Sequence[Tap],
     segment: tuple[tuple[int, ...], ...],
     part: Rows,
     first: int,
@@ -238,27 +289,32 @@ def _captured(
 ) -> Iterator[Sample]:
     """The segment's activations as stored: special tokens dropped, unit vectors and norms."""
     languages = np.array(part.languages[first : first + len(segment)], np.uint8)
-    for captured in stream(lm, [list(row) for row in segment], [tap], batch_tokens):
-        activations = captured[tap]
+    for captured in stream(lm, [list(row) for row in segment], taps, batch_tokens):
+        activations = captured[taps[0]]
         keep = ~np.isin(np.asarray(activations.token_ids), special)
-        values = np.asarray(activations.values, np.float32)[keep]
-        norms = np.linalg.norm(values, axis=1)
+        sites = [_split_norm(np.asarray(captured[tap].values, np.float32)[keep]) for tap in taps]
         rows = np.asarray(activations.rows)[keep]
         yield Sample(
-            values=(values / np.maximum(norms, np.finfo(np.float32).tiny)[:, None]),
-            norms=norms,
+            *sites[0],
             token_ids=np.asarray(activations.token_ids)[keep],
             positions=np.asarray(activations.positions)[keep],
             rows=rows + first,
             languages=languages[rows],
+            **dict(zip(TARGET_COLUMNS, sites[1], strict=True)) if len(sites) > 1 else {},
         )
+
+
+def _split_norm(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors and norms."""
+    norms = np.linalg.norm(values, axis=1)
+    return values / np.maximum(norms, np.finfo(np.float32).tiny)[:, None], norms
 
 
 def _write(arrays: Mapping[str, Any], sample: Sample, start: int) -> None:
     stop = start + len(sample.norms)
     futures = [
-        arrays[name][start:stop].write(getattr(sample, name).astype(dtype))
-        for name, dtype in COLUMNS.items()
+        array[start:stop].write(getattr(sample, name).astype(array.dtype.numpy_dtype))
+        for name, array in arrays.items()
     ]
     try:
         for future in futures:
@@ -270,11 +326,14 @@ def _write(arrays: Mapping[str, Any], sample: Sample, start: int) -> None:
         ) from None
 
 
-def _arrays(directory: Path, tokens: int, d_model: int, chunk_tokens: int) -> dict[str, Any]:
+def _arrays(
+    directory: Path, shape: tuple[int, int], chunk_tokens: int, target: bool
+) -> dict[str, Any]:
     """Opens a split's zarr3 arrays, or makes them."""
+    tokens, d_model = shape
     arrays = {}
-    for name, dtype in COLUMNS.items():
-        tail = [d_model] if name == "values" else []
+    for name, dtype in (COLUMNS | TARGET_COLUMNS if target else COLUMNS).items():
+        tail = [d_model] if name.endswith("values") else []
         chunks = {"chunk_shape": [chunk_tokens, *tail]}
         arrays[name] = ts.open(
             {

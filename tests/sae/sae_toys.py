@@ -14,7 +14,7 @@ from emojax.lm.model import LanguageModel
 from emojax.sae import store
 from emojax.sae.coder import SaeConfig
 from emojax.sae.store import Sample, Split
-from emojax.sae.trainer import TrainConfig
+from emojax.sae.train_config import TrainConfig
 
 D, N, K = 16, 64, 4
 CHUNK = 256
@@ -40,15 +40,35 @@ def activations(tokens: int, seed: int = 0) -> np.ndarray:
     return ((code @ directions + noise) * rng.uniform(5, 50, (tokens, 1))).astype(np.float32)
 
 
-def split_of(directory: Path, x: np.ndarray, languages: np.ndarray | None = None) -> Split:
+def split_of(
+    directory: Path,
+    x: np.ndarray,
+    languages: np.ndarray | None = None,
+    target: np.ndarray | None = None,
+) -> Split:
     """Raw activations as a stored split."""
-    arrays = store._arrays(directory, len(x), x.shape[1], CHUNK)
-    norms = np.linalg.norm(x, axis=1)
+    arrays = store._arrays(directory, x.shape, CHUNK, target is not None)
     zeros = np.zeros(len(x), np.int32)
     languages = zeros if languages is None else languages
-    values = x / np.maximum(norms, 1e-30)[:, None]
-    store._write(arrays, Sample(values, norms, zeros, zeros, zeros, languages), 0)
+    targets = () if target is None else store._split_norm(target)
+    sample = Sample(*store._split_norm(x), zeros, zeros, zeros, languages, *targets)
+    store._write(arrays, sample, 0)
     return Split(arrays, len(x), ("en", "zh"), CHUNK)
+
+
+class Interfering(Split):
+    """A split that does something to a given batch just before it is given out."""
+
+    def __init__(self, split: Split, at: int, act):
+        super().__init__(split.arrays, split.tokens, split.languages, split.chunk_tokens)
+        object.__setattr__(self, "at", at)
+        object.__setattr__(self, "act", act)
+
+    def batches(self, batch_tokens, seed, first_step=0):
+        for step, batch in enumerate(super().batches(batch_tokens, seed, first_step), first_step):
+            if step == self.at:
+                self.act(batch)
+            yield batch
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -162,3 +162,34 @@ def test_the_shipped_dictionary_is_whole_small_and_better_than_untrained():
     for language in ("en", "zh"):
         recovered = shipped.evaluation["loss"][language]["recovered"]
         assert recovered["trained"] > recovered["untrained"]
+
+
+def test_the_shipped_dictionary_still_gives_its_codes():
+    """Against TopK in float64 from the file alone: a change of the format would show here."""
+    sae = artefact.load("gemma3_270m").sae
+    w = load_file(artefact.find("gemma3_270m") / "sae.safetensors")
+    w = {name: array.astype(np.float64) for name, array in w.items()}
+    x = np.random.default_rng(0).normal(size=(50, 640)) @ w["w_dec"].T[:, :640]
+    pre = (x / np.linalg.norm(x, axis=1, keepdims=True) - w["b_dec"]) @ w["w_enc"].T + w["b_enc"]
+    wanted = np.where(pre >= np.sort(pre, axis=1)[:, [-64]], np.maximum(pre, 0), 0)
+    codes = coder.encode(sae, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(coder.dense(codes, 4096), wanted, rtol=1e-3, atol=2e-5)
+
+
+def test_thresholds_are_kept(saved, tmp_path):
+    directory, trained, untrained = saved
+    config = dataclasses.replace(trained.config, architecture="matryoshka", prefixes=(8, 16))
+    sae = dataclasses.replace(trained, config=config, threshold=trained.b_enc + 0.25)
+    log = directory / "training_log.jsonl"
+    artefact.save(tmp_path / "m", sae, untrained, PROVENANCE, EVALUATION, log)
+    loaded = artefact.load(tmp_path / "m")
+    assert loaded.sae.config == config
+    assert loaded.untrained.config.architecture == "topk"
+    np.testing.assert_array_equal(loaded.sae.threshold, sae.threshold)
+    assert "Matryoshka with k = 4" in (tmp_path / "m" / "README.md").read_text()
+    arrays = load_file(tmp_path / "m" / "sae.safetensors")
+    del arrays["threshold"]
+    save_file(arrays, tmp_path / "m" / "sae.safetensors")
+    reseal(tmp_path / "m")
+    with pytest.raises(UserError, match="threshold is missing"):
+        artefact.load(tmp_path / "m")

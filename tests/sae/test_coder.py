@@ -98,8 +98,11 @@ def test_geometric_median_minimises_the_summed_distance():
         ({"k": 0}, "k is 0"),
         ({"n_latents": -1}, "n_latents is -1"),
         ({"layer": -1}, "layer is -1"),
-        ({"architecture": "relu"}, "architecture 'relu'"),
+        ({"architecture": "softmax"}, "architecture 'softmax'"),
         ({"input_scale": "rms"}, "input_scale 'rms'"),
+        ({"max_active": 1}, "max_active is 1"),
+        ({"prefixes": (8, 8)}, "do not rise"),
+        ({"target_site": "mlp_out"}, "sae.input_scale"),
     ],
 )
 def test_impossible_configs_are_refused(change, said):

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from sae_toys import SAE, D, activations, language_model, split_of
 
+from emojax.lm import decoder
 from emojax.lm.capture import Tap, capture
+from emojax.lm.loss import Splice
 from emojax.sae import coder, metrics
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
 from emojax.sae.corpus import Rows
+from emojax.sae.divergence import divergence
 
 # ± each axis: exact on anything, with D latents active.
 EXACT = SparseAutoencoder(
@@ -118,9 +121,32 @@ def test_loss_recovered_is_one_when_exact_and_zero_when_zero():
         assert (
             len({round(loss[name], 4) for name in ("clean", "zero_ablated", "mean_ablated")}) == 3
         )
+        assert entry["kl"]["exact"] == pytest.approx(0, abs=1e-5)
+        assert entry["kl"]["nothing"] == pytest.approx(entry["kl"]["zero_ablated"], rel=1e-5)
         assert entry["recovered"]["exact"] == pytest.approx(1, abs=1e-3)
         assert entry["recovered"]["nothing"] == pytest.approx(0, abs=1e-4)
         assert entry["recovered_from_mean"]["exact"] == pytest.approx(1, abs=1e-3)
+
+
+def test_divergence_is_the_textbook_sum_and_nothing_at_padding():
+    lm = language_model()
+    tokens = np.random.default_rng(1).integers(2, 40, (2, 9)).astype(np.int32)
+    mask = np.ones_like(tokens, bool)
+    mask[1, 6:] = False
+    found = divergence(
+        lm.config, lm.params, tokens, mask, Splice(Tap(1, "final_norm"), _doubled, jnp.zeros(()))
+    )
+    h = decoder.normed(
+        lm.config, lm.params, jnp.asarray(tokens), jnp.asarray(mask), lambda site, layer, h: h
+    )
+    p, q = (jax.nn.log_softmax(decoder.unembed(lm.config, lm.params, x)) for x in (h, 2 * h))
+    wanted = jnp.sum(jnp.exp(p) * (p - q), axis=-1)[:, :-1]
+    np.testing.assert_allclose(found, np.where(mask[:, 1:], wanted, 0), rtol=1e-4, atol=1e-6)
+    assert found[0].min() > 1e-4
+
+
+def _doubled(_, h):
+    return 2 * h
 
 
 def test_the_first_token_is_left_alone():

@@ -147,7 +147,7 @@ def test_batches_are_raw_and_each_pass_sees_each_token_once(tmp_path, monkeypatc
     assert steps == len(x) // 128
     batches = split.batches(128, seed=4)
     for _ in range(2):
-        seen = np.concatenate([next(batches) for _ in range(steps)])
+        seen = np.concatenate([next(batches).x for _ in range(steps)])
         np.testing.assert_array_equal(seen[np.argsort(seen.max(axis=1))], x)
         assert not np.array_equal(seen[:128], x[:128])
 
@@ -156,8 +156,28 @@ def test_batches_depend_on_seed_and_step_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "BUFFER_CHUNKS", 3)
     split = split_of(tmp_path, activations(8 * CHUNK))
     whole = split.batches(96, seed=4)
-    batches = [next(whole) for _ in range(2 * split.steps_per_epoch(96) + 3)]
+    batches = [next(whole).x for _ in range(2 * split.steps_per_epoch(96) + 3)]
     for first in (0, 1, 7, 21, len(batches) - 1):
-        np.testing.assert_array_equal(next(split.batches(96, 4, first)), batches[first])
-    assert not np.array_equal(next(split.batches(96, seed=5)), batches[0])
+        np.testing.assert_array_equal(next(split.batches(96, 4, first)).x, batches[first])
+        chosen = split.tokens_of(96, 4, first)
+        np.testing.assert_array_equal(split.raw(0, split.tokens).x[chosen], batches[first])
+    assert not np.array_equal(next(split.batches(96, seed=5)).x, batches[0])
     assert not np.array_equal(batches[0], batches[split.steps_per_epoch(96)])
+
+
+def test_a_transcoder_s_target_is_kept_beside_its_input(lm, rows, captured, tmp_path):
+    target = Tap(1, "mlp_out")
+    both = store.capture(lm, TAP, rows, tmp_path, limit_gib=1.0, target=target, chunk_tokens=CHUNK)[
+        "heldout"
+    ]
+    alone = store.capture(lm, target, rows, tmp_path / "alone", limit_gib=1.0, chunk_tokens=CHUNK)
+    np.testing.assert_array_equal(
+        both.raw(0, both.tokens).x, captured[0]["heldout"].raw(0, both.tokens).x
+    )
+    np.testing.assert_array_equal(
+        both.raw(0, both.tokens).target, alone["heldout"].raw(0, both.tokens).x
+    )
+    with pytest.raises(UserError, match="another target_site"):
+        store.capture(
+            lm, TAP, rows, tmp_path, limit_gib=1.0, target=Tap(1, "attn_out"), chunk_tokens=CHUNK
+        )

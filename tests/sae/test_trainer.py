@@ -2,22 +2,19 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
-from sae_toys import SAE, TRAIN, D, K, N, activations, split_of
+from sae_toys import SAE, TRAIN, D, Interfering, K, N, activations, split_of
 
 from emojax.errors import UserError
-from emojax.sae import metrics, trainer
+from emojax.sae import metrics, schedule, trainer
+from emojax.sae import state as states
 from emojax.sae.store import Split
 
-TIMELESS = ("tokens_per_second",)
+TIMELESS = ("tokens_per_second", "mfu")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +41,7 @@ def test_training_explains_held_out_data_far_better_than_no_training(split, fini
     assert log[-1]["loss"] < 0.6 * log[0]["loss"]
     assert all(entry["l0"] <= K for entry in log)
     held_out = split_of(tmp_path / "held", activations(1000, seed=1))
-    before = metrics.reconstruction(trainer.untrained(SAE, split), held_out)
+    before = metrics.reconstruction(states.untrained(SAE, states.sample(split)), held_out)
     after = metrics.reconstruction(sae, held_out)
     assert after["fvu"]["unit_norm"]["all"] < 0.6 * before["fvu"]["unit_norm"]["all"]
 
@@ -54,130 +51,40 @@ def test_decoder_rows_stay_unit_vectors(finished):
 
 
 def test_first_step_starts_from_the_untrained_dictionary(split, finished):
-    untrained = trainer.untrained(SAE, split)
-    state = trainer.start(SAE, split, trainer.make_mesh(TRAIN, N))
+    untrained = states.untrained(SAE, states.sample(split))
+    state = states.start(SAE, TRAIN, states.sample(split), states.make_mesh(TRAIN, N))
     for name in ("w_enc", "b_enc", "w_dec", "b_dec"):
         np.testing.assert_allclose(state.params[name], getattr(untrained, name), rtol=1e-6)
 
 
-@jax.jit
-def gradients(params: dict, idle: jax.Array, x: jax.Array) -> tuple[jax.Array, dict, dict]:
-    """The trainer's loss, metrics and gradient, on a mesh of one."""
-
-    def shard(params, idle, x):
-        found, grads = jax.value_and_grad(
-            lambda p: trainer.losses(SAE, TRAIN, p, idle, jnp.float32(0.9), x), has_aux=True
-        )(params)
-        return *found, grads
-
-    mesh = trainer.make_mesh(TRAIN, N)
-    specs = (P(), P(), P())
-    return jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)(
-        params, idle, x
-    )
-
-
-def dense_error(params: dict, x: jax.Array) -> jax.Array:
-    pre = (x - params["b_dec"]) @ params["w_enc"].T + params["b_enc"]
-    kept = pre >= jax.lax.top_k(pre, K)[0][:, -1:]
-    return x - jnp.where(kept, jax.nn.relu(pre), 0) @ params["w_dec"] - params["b_dec"]
-
-
-def dense_reconstruction(params: dict, x: jax.Array) -> jax.Array:
-    """The first term of the loss with dense codes and nothing clever."""
-    return jnp.mean(jnp.sum(dense_error(params, x) ** 2, axis=1)) / 0.9
-
-
-def dense_loss(params: dict, dead: jax.Array, x: jax.Array) -> jax.Array:
-    """Both terms."""
-    error = jax.lax.stop_gradient(dense_error(params, x))
-    centred = x - jax.lax.stop_gradient(params["b_dec"])
-    pre = jnp.where(dead, centred @ params["w_enc"].T + params["b_enc"], -jnp.inf)
-    kept = pre >= jax.lax.top_k(pre, TRAIN.k_aux)[0][:, -1:]
-    guess = jnp.where(kept & dead, jax.nn.relu(pre), 0) @ params["w_dec"]
-    aux = jnp.mean(jnp.sum((error - guess) ** 2, axis=1)) / jnp.mean(jnp.sum(error**2, axis=1))
-    return dense_reconstruction(params, x) + TRAIN.aux_coefficient * aux
-
-
-def problem() -> tuple[dict, jax.Array]:
-    keys = jax.random.split(jax.random.key(1), 5)
-    params = {
-        "w_enc": jax.random.normal(keys[0], (N, D)) / 4,
-        "b_enc": jax.random.normal(keys[1], (N,)) / 20,
-        "w_dec": jax.random.normal(keys[2], (N, D)) / 4,
-        "b_dec": jax.random.normal(keys[3], (D,)) / 20,
-    }
-    x = jax.random.normal(keys[4], (32, D))
-    return params, x / jnp.linalg.norm(x, axis=1, keepdims=True)
-
-
-def test_gradient_is_that_of_the_dense_loss_with_dead_latents_and_without():
-    params, x = problem()
-    for dead in (jnp.arange(N) % 3 == 0, jnp.zeros(N, bool)):
-        idle = jnp.where(dead, TRAIN.dead_after_tokens, 0)
-        loss, found, grads = gradients(params, idle, x)
-        if dead.any():
-            expected, wanted = jax.value_and_grad(dense_loss)(params, dead, x)
-        else:
-            assert found["aux"] == 0
-            expected, wanted = jax.value_and_grad(dense_reconstruction)(params, x)
-        np.testing.assert_allclose(loss, expected, rtol=1e-5)
-        for name in params:
-            np.testing.assert_allclose(grads[name], wanted[name], rtol=1e-4, atol=1e-6)
-
-
-def test_dead_latents_get_a_gradient_only_through_the_auxiliary_loss():
-    params, x = problem()
-    dead = jnp.arange(N) < 8
-    # Far too low to be among the k largest, yet active where only the dead compete.
-    params["b_enc"] = jnp.where(dead, -0.3, params["b_enc"] + 1.0)
-    alive = gradients(params, jnp.zeros(N, jnp.int32), x)[2]
-    revived = gradients(params, jnp.where(dead, TRAIN.dead_after_tokens, 0), x)[2]
-    for name in ("w_enc", "b_enc", "w_dec"):
-        assert not np.any(alive[name][:8])
-        assert np.count_nonzero(np.any(np.atleast_2d(revived[name][:8].T), axis=0)) >= 6
-
-
 def test_rate_rises_stays_and_falls_to_nothing():
-    rate = trainer.schedule(dataclasses.replace(TRAIN, learning_rate=None), 2**14, 100)
+    rate = schedule.learning_rate(dataclasses.replace(TRAIN, learning_rate=None), 2**14, 100)
     values = np.array([float(rate(step)) for step in range(101)])
     assert values[0] == pytest.approx(2e-4 / 5)
     np.testing.assert_allclose(values[4:70], 2e-4, rtol=1e-6)
     assert np.all(np.diff(values[70:]) < 0)
     assert values[100] == 0
-    wide = trainer.schedule(dataclasses.replace(TRAIN, learning_rate=None), 2**16, 100)
+    wide = schedule.learning_rate(dataclasses.replace(TRAIN, learning_rate=None), 2**16, 100)
     assert float(wide(50)) == pytest.approx(1e-4)
 
 
-class Interfering(Split):
-    """A split that does something to a given batch just before it is given out."""
-
-    def __init__(self, split: Split, at: int, act):
-        super().__init__(split.arrays, split.tokens, split.languages, split.chunk_tokens)
-        object.__setattr__(self, "at", at)
-        object.__setattr__(self, "act", act)
-
-    def batches(self, batch_tokens, seed, first_step=0):
-        for step, batch in enumerate(super().batches(batch_tokens, seed, first_step), first_step):
-            if step == self.at:
-                self.act(batch)
-            yield batch
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_same_call_goes_on_bitwise(split, finished, tmp_path, number):
+def test_a_signal_saves_and_the_same_call_goes_on_bitwise(
+    split, finished, tmp_path, number, caplog
+):
     wanted, directory = finished
     stopping = Interfering(split, 13, lambda batch: os.kill(os.getpid(), number))
     with pytest.raises(KeyboardInterrupt):
         trainer.train(SAE, TRAIN, stopping, tmp_path)
     assert read_log(tmp_path)[-1]["step"] == 14
     sae = trainer.train(SAE, TRAIN, split, tmp_path)
+    assert "goes on after step 14" in caplog.text
     assert read_log(tmp_path) == read_log(directory)
     for name in ("w_enc", "b_enc", "w_dec", "b_dec"):
         np.testing.assert_array_equal(getattr(sae, name), getattr(wanted, name))
 
 
-def test_a_crash_goes_on_from_the_last_checkpoint_bitwise(split, finished, tmp_path):
+def test_a_crash_goes_on_from_the_last_checkpoint_bitwise(split, finished, tmp_path, caplog):
     wanted, directory = finished
 
     def crash(batch):
@@ -189,6 +96,7 @@ def test_a_crash_goes_on_from_the_last_checkpoint_bitwise(split, finished, tmp_p
     with (tmp_path / "training_log.jsonl").open("a") as log:
         log.write('{"step": 28, "lo')  # a line cut short
     sae = trainer.train(SAE, TRAIN, split, tmp_path)
+    assert "goes on after step 20" in caplog.text
     assert read_log(tmp_path) == read_log(directory)
     np.testing.assert_array_equal(sae.w_enc, wanted.w_enc)
 
@@ -211,12 +119,25 @@ def test_another_run_in_the_same_folder_is_refused(split, finished):
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(split, tmp_path):
     def poison(batch):
-        batch[3] = np.nan
+        batch.x[3] = np.nan
 
     settings = dataclasses.replace(TRAIN, log_every=5)
-    with pytest.raises(UserError, match=r"at step 13 \(step 10 is saved\)"):
+    said = r"at step 13 \(step 10 is saved\); all of its batch's stored activations are finite"
+    with pytest.raises(UserError, match=said):
         trainer.train(SAE, settings, Interfering(split, 12, poison), tmp_path)
     assert read_log(tmp_path)[-1]["step"] == 10
+    assert (tmp_path / "checkpoints" / "10").is_dir()
+
+
+def test_an_activation_that_is_not_finite_is_named(tmp_path, monkeypatch):
+    x = activations(2560)
+    x[1234, 3] = np.nan
+    broken = split_of(tmp_path / "store", x)
+    with pytest.raises(UserError, match="first 2,560 stored activations"):
+        trainer.train(SAE, TRAIN, broken, tmp_path / "run")
+    monkeypatch.setattr(states, "SAMPLE_TOKENS", 1000)
+    with pytest.raises(UserError, match=r"1 of its batch's stored .* is token 1234, row 0, pos"):
+        trainer.train(SAE, TRAIN, broken, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -227,6 +148,8 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(split, tmp_path):
         ({"epochs": 0}, "epochs is 0"),
         ({"warmup_share": 1.5}, "warmup_share is 1.5"),
         ({"aux_coefficient": -1.0}, "aux_coefficient"),
+        ({"bandwidth": 0.0}, "bandwidth is 0"),
+        ({"update": "adam"}, "update 'adam'"),
     ],
 )
 def test_impossible_settings_are_refused(change, said):
@@ -234,56 +157,22 @@ def test_impossible_settings_are_refused(change, said):
         dataclasses.replace(TRAIN, **change)
 
 
-def test_meshes_and_splits_that_do_not_fit_are_refused(split, tmp_path):
+def test_meshes_and_splits_that_do_not_fit_are_refused(split, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="devices"):
-        trainer.make_mesh(dataclasses.replace(TRAIN, data_shards=64), N)
+        states.make_mesh(dataclasses.replace(TRAIN, data_shards=64), N)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    for shards, said in (
+        ({"latent_shards": 3}, "does not divide the 8 devices"),
+        ({"latent_shards": 8}, "does not divide the batch"),
+        ({"data_shards": 8}, "does not divide the batch"),
+    ):
+        with pytest.raises(UserError, match=said):
+            states.make_mesh(dataclasses.replace(TRAIN, batch_tokens=130, **shards), N + 1)
+    monkeypatch.undo()
     with pytest.raises(UserError, match="less than a batch"):
         trainer.train(SAE, dataclasses.replace(TRAIN, batch_tokens=4096), split, tmp_path)
+    with pytest.raises(UserError, match="relu trains with dense"):
+        relu = dataclasses.replace(SAE, architecture="relu")
+        trainer.train(relu, dataclasses.replace(TRAIN, update="fused"), split, tmp_path)
     with pytest.raises(UserError, match=r"sae\.d_model=16"):
         trainer.train(dataclasses.replace(SAE, d_model=D + 1), TRAIN, split, tmp_path)
-
-
-MESHES = """
-import dataclasses, json, sys
-import jax
-jax.config.update("jax_num_cpu_devices", 4)
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from sae_toys import SAE, TRAIN, activations, split_of
-from emojax.errors import UserError
-from emojax.sae import trainer
-folder = Path(sys.argv[2])
-split = split_of(folder / "store", activations(2560))
-settings = dataclasses.replace(TRAIN, dead_after_tokens=150)
-curves = {}
-for data, latent in [(1, 1), (4, 1), (1, 4), (2, 2)]:
-    mesh = dataclasses.replace(settings, data_shards=data, latent_shards=latent)
-    run = folder / f"{data}x{latent}"
-    trainer.train(SAE, mesh, split, run)
-    lines = (run / "training_log.jsonl").read_text().splitlines()
-    curves[f"{data}x{latent}"] = [
-        [json.loads(line)[key] for key in ("loss", "aux", "l0", "dead")] for line in lines
-    ]
-try:
-    trainer.make_mesh(dataclasses.replace(settings, latent_shards=3), 64)
-except UserError as error:
-    curves["refused"] = str(error)
-print("CURVES" + json.dumps(curves))
-"""
-
-
-def test_every_mesh_gives_the_curve_of_one_device(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", MESHES, str(Path(__file__).parent), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    curves = json.loads(done.stdout.split("CURVES")[1])
-    assert "does not divide" in curves.pop("refused")
-    one = np.array(curves.pop("1x1"))
-    assert one[:, 3].max() > 0  # dead latents, so that their loss is compared too
-    assert len(one) == 40
-    for mesh, curve in curves.items():
-        np.testing.assert_allclose(np.array(curve), one, rtol=2e-5, atol=1e-6, err_msg=mesh)

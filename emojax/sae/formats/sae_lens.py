@@ -1,8 +1,10 @@
 """SAELens' format: a folder with `cfg.json` and `sae_weights.safetensors`.
 
 SAELens keeps `W_enc` as [d_in, d_sae], and its `constant_norm_rescale` scales each token to norm
-√d_in where our `unit_norm` scales it to 1. The matrices stay, codes, `b_enc` and `b_dec` grow
-by √d, and the reconstruction in raw units is the same.
+√d_in where our `unit_norm` scales it to 1. The matrices stay; codes, thresholds, `b_enc` and
+`b_dec` grow by √d; the reconstruction in raw units is the same. A gated dictionary is a JumpReLU
+once it is trained (`emojax.sae.objectives.gated`) and is written as one; so are BatchTopK and
+Matryoshka, as SAELens itself does.
 """
 
 import json
@@ -27,11 +29,25 @@ SITES = {
     "attn_out": "blocks.{}.hook_attn_out",
     "mlp_out": "blocks.{}.hook_mlp_out",
 }
-SCALES = {"unit_norm": "constant_norm_rescale", "none": "none"}
+# mean_norm is folded into the arrays.
+SCALES = {"unit_norm": "constant_norm_rescale", "mean_norm": "none", "none": "none"}
+# Their name of what each architecture is when it is trained.
+WRITTEN = {
+    "topk": "topk",
+    "batch_topk": "jumprelu",
+    "matryoshka": "jumprelu",
+    "jumprelu": "jumprelu",
+    "gated": "jumprelu",
+    "relu": "standard",
+}
+# Ours of theirs.
+ARCHITECTURES = {"topk": "topk", "jumprelu": "jumprelu", "gated": "gated", "standard": "relu"}
+# Latents per token that a code has room for where the file says nothing of k.
+ROOM = 1024
 # What we know how to read; anything else is refused by name.
 READ = {
-    "architecture": ("topk",),
-    "normalize_activations": tuple(SCALES.values()),
+    "architecture": tuple(ARCHITECTURES),
+    "normalize_activations": ("constant_norm_rescale", "none"),
     "reshape_activations": ("none",),
     "rescale_acts_by_decoder_norm": (False,),
 }
@@ -42,13 +58,15 @@ def export(directory: Path, sae: SparseAutoencoder) -> None:
     """Writes a dictionary as SAELens reads it.
 
     Raises:
-      UserError: SAELens has no name for the site, or the folder is not writable.
+      UserError: SAELens has no name for it, or the folder is not writable.
     """
     config = sae.config
     if config.site not in SITES:
         raise UserError(
             f"SAELens has no name for the site {config.site!r}; it has {', '.join(SITES)}."
         )
+    if config.target_site is not None:
+        raise UserError("Transcoders are not written in SAELens' format; keep the artefact.")
     writable_dir(directory)
     by = math.sqrt(config.d_model) if config.input_scale == "unit_norm" else 1.0
     tensors = {
@@ -57,23 +75,25 @@ def export(directory: Path, sae: SparseAutoencoder) -> None:
         "W_dec": np.asarray(sae.w_dec),
         "b_dec": np.asarray(sae.b_dec) * by,
     }
+    if sae.threshold is not None and config.architecture != "relu":
+        tensors["threshold"] = np.asarray(sae.threshold) * by
     cfg = {
-        "architecture": "topk",
+        "architecture": WRITTEN[config.architecture],
         "d_in": config.d_model,
         "d_sae": config.n_latents,
-        "k": config.k,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": True,
         "normalize_activations": SCALES[config.input_scale],
         "reshape_activations": "none",
-        "rescale_acts_by_decoder_norm": False,
         "metadata": {
             "model_name": config.model,
             "hook_name": SITES[config.site].format(config.layer),
             "prepend_bos": True,
         },
     }
+    if config.architecture == "topk":
+        cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
     with atomic(directory / "sae_weights.safetensors") as partial:
         partial.write_bytes(serialised({name: t.astype(np.float32) for name, t in tensors.items()}))
     with atomic(directory / "cfg.json") as partial:
@@ -81,7 +101,7 @@ def export(directory: Path, sae: SparseAutoencoder) -> None:
 
 
 def load(directory: Path) -> SparseAutoencoder:
-    """Reads a TopK dictionary in SAELens' format.
+    """Reads a dictionary in SAELens' format.
 
     Raises:
       UserError: a file is missing or damaged, or asks for something that this version lacks.
@@ -94,29 +114,45 @@ def load(directory: Path) -> SparseAutoencoder:
             f"The SAELens folder {directory} cannot be read ({error}); it needs cfg.json and "
             "sae_weights.safetensors."
         ) from None
+    found = {"rescale_acts_by_decoder_norm": False} | cfg
     faults = [
-        f"{name} is {cfg.get(name)!r}" for name, known in READ.items() if cfg.get(name) not in known
+        f"{name} is {found.get(name)!r}"
+        for name, known in READ.items()
+        if found.get(name) not in known
     ]
     faults += [f"{name} is unknown" for name in cfg.keys() - READ.keys() - IGNORED]
     if faults:
         raise UserError(
             f"The SAELens dictionary {directory} asks for what this version cannot do "
-            f"({'; '.join(sorted(faults))}); use one of the architecture topk."
+            f"({'; '.join(sorted(faults))}); use one of {', '.join(ARCHITECTURES)}."
         )
     config = _config(directory, cfg)
     n, d = config.n_latents, config.d_model
-    shapes = {"W_enc": (d, n), "b_enc": (n,), "W_dec": (n, d), "b_dec": (d,)}
+    shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_dec": (d,)}
+    biases = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "b_mag", "r_mag")}
+    shapes |= {name: (n,) for name in biases.get(cfg["architecture"], ("b_enc",))}
     if {name: array.shape for name, array in tensors.items()} != shapes:
         raise UserError(
             f"The SAELens dictionary {directory} does not have the tensors {shapes} that its "
             "cfg.json says; get it again."
         )
     by = 1 / math.sqrt(d) if config.input_scale == "unit_norm" else 1.0
-    w_enc = np.ascontiguousarray(tensors["W_enc"].T)
-    b_enc, b_dec = tensors["b_enc"] * by, tensors["b_dec"] * by
-    if not cfg.get("apply_b_dec_to_input", True):
-        b_enc = b_enc + w_enc @ b_dec  # ours subtracts b_dec first
-    arrays = {"w_enc": w_enc, "b_enc": b_enc, "w_dec": tensors["W_dec"], "b_dec": b_dec}
+    w_enc, b_dec = np.ascontiguousarray(tensors["W_enc"].T), tensors["b_dec"]
+    # Ours subtracts b_dec first; theirs may not.
+    inside = 0.0 if cfg.get("apply_b_dec_to_input", True) else w_enc @ b_dec
+    arrays = {"w_enc": w_enc, "w_dec": tensors["W_dec"], "b_dec": b_dec * by}
+    if config.architecture == "gated":
+        gain = np.exp(tensors["r_mag"])
+        arrays["w_enc"] = w_enc * gain[:, None]
+        arrays["b_enc"] = (tensors["b_mag"] + gain * inside) * by
+        threshold = np.maximum(tensors["b_mag"] - gain * tensors["b_gate"], 0)
+        arrays["threshold"] = threshold * by
+    else:
+        arrays["b_enc"] = (tensors["b_enc"] + inside) * by
+    if config.architecture == "jumprelu":
+        arrays["threshold"] = tensors["threshold"] * by
+    if config.architecture == "relu":
+        arrays["threshold"] = np.zeros(n)
     return SparseAutoencoder(
         **{name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}, config=config
     )
@@ -127,15 +163,18 @@ def _config(directory: Path, cfg: dict[str, Any]) -> SaeConfig:
     try:
         metadata = cfg.get("metadata") or {}
         hook = metadata["hook_name"]
+        scale = {"constant_norm_rescale": "unit_norm", "none": "none"}[cfg["normalize_activations"]]
+        n = int(cfg["d_sae"])
         site = next(s for s, name in SITES.items() if hook.endswith(name.split("{}")[1]))
         return SaeConfig(
             d_model=int(cfg["d_in"]),
-            n_latents=int(cfg["d_sae"]),
-            k=int(cfg["k"]),
+            n_latents=n,
+            k=int(cfg["k"]) if cfg["architecture"] == "topk" else max(1, min(n, ROOM) // 4),
+            architecture=ARCHITECTURES[cfg["architecture"]],
             model=str(metadata["model_name"]),
             layer=int(hook.split(".")[1]),
             site=site,
-            input_scale={name: ours for ours, name in SCALES.items()}[cfg["normalize_activations"]],
+            input_scale=scale,
         )
     except (KeyError, TypeError, ValueError, IndexError, StopIteration, AttributeError) as error:
         raise UserError(

@@ -1,0 +1,46 @@
+"""Gemma-2-9B-IT, layer 20 of 42, English and Chinese.
+
+One of the models of arXiv:2506.13978. The layer and the width are of Gemma Scope for it
+(Lieberum et al. 2024, arXiv:2408.05147: layers 9, 20 and 31, 16k and 131k latents on the residual
+stream).
+
+Download google/gemma-2-9b-it from Hugging Face into `models/gemma-2-9b-it`. Its weights need
+35 GiB in float32. On a laptop with that much memory, a small dictionary of little text:
+
+    python -m experiments.train_sae --config configs/gemma2_9b_it.py \
+      --corpus en=en.txt.gz,zh=zh.txt.gz \
+      --set sae.n_latents=4096 --set data.tokens=200000 --set train.batch_tokens=512
+
+One GPU, as configured:
+
+    python -m experiments.train_sae --config configs/gemma2_9b_it.py \
+      --corpus en=en.txt.gz,zh=zh.txt.gz
+
+A TPU pod, the same command on every host, with the corpora and the folders on a disk that all of
+them see; 16 devices here, each with an eighth of the latents and half of the tokens:
+
+    python -m experiments.train_sae --config configs/gemma2_9b_it.py \
+      --corpus en=en.txt.gz,zh=zh.txt.gz --distributed \
+      --out /shared/gemma2_9b_it --store /shared/gemma2_9b_it/activations \
+      --set train.data_shards=2 --set train.latent_shards=8
+"""
+
+from emojax.config import Config
+from emojax.sae.coder import SaeConfig
+from emojax.sae.corpus import DataConfig
+from emojax.sae.train_config import TrainConfig
+from emojax.study.settings import Study
+
+CONFIG = Config(
+    study=Study(model="models/gemma-2-9b-it", sae="runs/train_sae/gemma2_9b_it/artefact"),
+    sae=SaeConfig(
+        d_model=3584,
+        n_latents=16384,
+        k=64,
+        model="models/gemma-2-9b-it",
+        layer=20,
+        architecture="batch_topk",
+    ),
+    data=DataConfig(tokens=4_000_000, store_gib=64.0),
+    train=TrainConfig(epochs=4, batch_tokens=4096),
+)

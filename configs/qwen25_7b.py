@@ -1,0 +1,45 @@
+"""Qwen2.5-7B, layer 18 of 28, English and Chinese.
+
+The layer lies at two thirds of the depth, where emotion concepts are read best (Sofroniew et al.
+2026, arXiv:2604.07729); the width is about nine times the model's, as with Llama Scope.
+
+Download Qwen/Qwen2.5-7B from Hugging Face into `models/Qwen2.5-7B`. Its weights need
+29 GiB in float32. On a laptop with that much memory, a small dictionary of little text:
+
+    python -m experiments.train_sae --config configs/qwen25_7b.py \
+      --corpus en=en.txt.gz,zh=zh.txt.gz \
+      --set sae.n_latents=4096 --set data.tokens=200000 --set train.batch_tokens=512
+
+One GPU, as configured:
+
+    python -m experiments.train_sae --config configs/qwen25_7b.py \
+      --corpus en=en.txt.gz,zh=zh.txt.gz
+
+A TPU pod, the same command on every host, with the corpora and the folders on a disk that all of
+them see; 16 devices here, each with an eighth of the latents and half of the tokens:
+
+    python -m experiments.train_sae --config configs/qwen25_7b.py \
+      --corpus en=en.txt.gz,zh=zh.txt.gz --distributed \
+      --out /shared/qwen25_7b --store /shared/qwen25_7b/activations \
+      --set train.data_shards=2 --set train.latent_shards=8
+"""
+
+from emojax.config import Config
+from emojax.sae.coder import SaeConfig
+from emojax.sae.corpus import DataConfig
+from emojax.sae.train_config import TrainConfig
+from emojax.study.settings import Study
+
+CONFIG = Config(
+    study=Study(model="models/Qwen2.5-7B", sae="runs/train_sae/qwen25_7b/artefact"),
+    sae=SaeConfig(
+        d_model=3584,
+        n_latents=32768,
+        k=64,
+        model="models/Qwen2.5-7B",
+        layer=18,
+        architecture="batch_topk",
+    ),
+    data=DataConfig(tokens=4_000_000, store_gib=64.0),
+    train=TrainConfig(epochs=4, batch_tokens=4096),
+)

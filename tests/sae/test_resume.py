@@ -1,0 +1,144 @@
+"""What is killed, damaged or moved to other devices goes on as if nothing had happened."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from sae_toys import SAE, TRAIN, Interfering, activations, split_of
+
+from emojax.sae import trainer
+from emojax.sae.checkpoints import Checkpoints
+
+PROGRAM = str(Path(__file__).parent / "killed_run.py")
+TIMELESS = ("tokens_per_second", "mfu")
+
+
+def read_log(directory: Path) -> list[dict]:
+    lines = (directory / "training_log.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMELESS} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    return split_of(tmp_path_factory.mktemp("store"), activations(2560))
+
+
+@pytest.fixture(scope="module")
+def finished(split, tmp_path_factory):
+    """An uninterrupted run of 40 steps with checkpoints at 10, 20, 30 and 40."""
+    directory = tmp_path_factory.mktemp("run")
+    return trainer.train(SAE, TRAIN, split, directory), directory
+
+
+def run(folder: Path, *kill: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, PROGRAM, str(folder), *kill]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_kill_9_anywhere_and_the_same_command_goes_on_bitwise(tmp_path, finished):
+    """One run, killed three times: between checkpoints, while one is written, just after one."""
+    point = np.random.default_rng().integers(11, 20)
+    print(f"killed at {point}")
+    for kill in (("step", str(point)), ("saving", "20"), ("step", "30")):
+        done = run(tmp_path, *kill)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert "20" in left
+    assert "40" not in left
+    done = run(tmp_path)
+    assert "FINISHED" in done.stdout, done.stderr[-2000:]
+    # The kill at 30 may have come before that checkpoint, which is written meanwhile, was whole.
+    assert re.search("goes on after step (20|30) of 40", done.stderr)
+    assert not (tmp_path / "run" / "damaged").exists()
+    assert read_log(tmp_path / "run") == read_log(finished[1])
+
+
+def damage(path: Path) -> None:
+    """Cuts the largest file of a checkpoint short."""
+    largest = max((f for f in path.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+
+
+def test_a_truncated_checkpoint_is_named_skipped_and_kept(split, finished, tmp_path, caplog):
+    shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / "checkpoints" / "40")
+    sae = trainer.train(SAE, TRAIN, split, tmp_path)
+    assert "checkpoints/40 is damaged" in caplog.text
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["40"]
+    assert "goes on after step 30" in caplog.text
+    assert read_log(tmp_path) == read_log(finished[1])
+    np.testing.assert_array_equal(sae.w_enc, finished[0].w_enc)
+
+
+def test_a_checkpoint_of_other_bits_or_shapes_is_skipped(split, finished, tmp_path, caplog):
+    """One whose digest is not its own, then one of another dictionary: back to the start."""
+    mesh = trainer.states.make_mesh(TRAIN, SAE.n_latents)
+
+    def start(config):
+        return trainer.states.start(config, TRAIN, trainer.states.sample(split), mesh)
+
+    state = start(SAE)
+    with Checkpoints(tmp_path / "c", 5) as files:
+        other = start(dataclasses.replace(SAE, n_latents=32))
+        files.save(other._replace(step=other.step + 1), 0.5)
+        digest = jax.numpy.zeros(len(jax.tree.leaves(state)), "uint32")
+        files._files.save(2, {"state": state._replace(step=state.step + 2), "digest": digest})
+    with Checkpoints(tmp_path / "c", 5) as files:
+        assert files.restore(state) is state
+    assert "bits are not those" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["1", "2"]
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(split, tmp_path):
+    state = trainer.states.start(
+        SAE, TRAIN, trainer.states.sample(split), trainer.states.make_mesh(TRAIN, SAE.n_latents)
+    )
+    with Checkpoints(tmp_path, 2) as files:
+        for step, reconstruction in enumerate((0.9, 0.2, 0.5, 0.6, 0.7), 1):
+            files.save(state._replace(step=state.step + step), reconstruction)
+    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == [2, 4, 5]
+
+
+OTHER_DEVICES = """
+import dataclasses, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+from pathlib import Path
+from sae_toys import SAE, TRAIN, Interfering, activations, split_of
+from emojax.sae import trainer
+split = split_of(Path(sys.argv[1]) / "store", activations(2560))
+settings = dataclasses.replace(TRAIN, data_shards=2, latent_shards=2)
+trainer.train(SAE, settings, split, Path(sys.argv[1]) / "run")
+"""
+
+
+def test_a_run_goes_on_with_another_number_of_devices(split, finished, tmp_path):
+    def crash(batch):
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        trainer.train(SAE, TRAIN, Interfering(split, 27, crash), tmp_path / "run")
+    path = f"{Path(PROGRAM).parent}:{os.environ.get('PYTHONPATH', '')}"
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_DEVICES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "goes on after step 20" in done.stderr
+    found, wanted = read_log(tmp_path / "run"), read_log(finished[1])
+    assert found[:20] == wanted[:20]
+    for a, b in zip(found[20:], wanted[20:], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
