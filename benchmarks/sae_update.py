@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks import kernels
+from benchmarks import timing
 from emojax import errors
 from emojax.sae import state as states
 from emojax.sae.coder import SaeConfig
@@ -66,7 +66,7 @@ def measure(n: int) -> dict[str, dict[str, float]]:
         figures[update] = {"temporary_mib": round(memory.temp_size_in_bytes / 2**20)}
         runs[update] = (static, train_step(*static, state, x), x)
     taken: dict[str, list[float]] = {update: [] for update in UPDATES}
-    for _ in range(kernels.REPEATS.value):
+    for _ in range(timing.REPEATS.value):
         for update, (static, state, x) in runs.items():
             jax.block_until_ready(state)
             started = time.perf_counter()
@@ -98,9 +98,9 @@ def main(argv: Sequence[str]) -> None:
         "d_model": D_MODEL.value,
         "k": K.value,
         "tokens": TOKENS.value,
-        "repeats": kernels.REPEATS.value,
+        "repeats": timing.REPEATS.value,
     }
-    kernels.write("sae_update", shape | {"results": results})
+    timing.write("sae_update", shape | {"results": results})
 
 
 if __name__ == "__main__":
