@@ -240,8 +240,8 @@ def plans(work: Work, chip: Chip, chips: int) -> Iterator[Plan]:
         if work.tokens % data or work.latents % (chips // data) or size < slices:
             continue
         sae.append((data, across, sae_cost(work, chip, chips, data, across)))
-    for (*capture, read), (data, across, step) in itertools.product(lm, sae):
-        plan = Plan(*capture, data, chips // data, across, read, step)
+    for (groups, t, gathered, read), (data, across, step) in itertools.product(lm, sae):
+        plan = Plan(groups, t, gathered, data, chips // data, across, read, step)
         if state_bytes(work, chip, chips, plan) <= STATE_SHARE * chip.hbm_bytes:
             yield plan
 
