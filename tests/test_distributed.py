@@ -1,3 +1,9 @@
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -88,3 +94,26 @@ def test_a_job_that_is_not_there_is_named(calls, monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(UserError, match="drop --distributed"):
         distributed.initialize(asked=True)
+
+
+def test_two_processes_find_each_other_and_say_what_they_wait_for():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    program = pathlib.Path(__file__).with_name("one_process.py")
+    command = [sys.executable, program, f"--coordinator=localhost:{port}", "--processes=2"]
+    both = [
+        subprocess.Popen(
+            [*command, f"--process={i}", "--start_timeout=120"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        for i in range(2)
+    ]
+    for i, process in enumerate(both):
+        printed, told = process.communicate(timeout=180)
+        assert process.returncode == 0, told
+        assert printed == f"{i} 2 2\n"
+        assert "Waiting up to 120 s" in told

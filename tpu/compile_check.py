@@ -112,6 +112,13 @@ def parse_target(text: str) -> Slices:
     return Slices(kind, int(number) // cores, int(count or 1))
 
 
+def named(slices: Slices) -> str:
+    """What `parse_target` reads."""
+    number = slices.accelerator_type.rpartition("-")[2]
+    several = f"x{slices.count}" if slices.count > 1 else ""
+    return f"{slices.kind}-{number}{several}"
+
+
 def mesh_of(case: Case) -> Mesh:
     """The mesh of devices that are described, not there; the axis `data` goes across slices."""
     slices = case.slices
@@ -207,7 +214,7 @@ def check(case: Case) -> dict[str, Any]:
     """Compiles a case, and says what it needs of each device."""
     device_bytes = case.slices.chip.hbm_bytes / case.slices.chip.devices
     found: dict[str, Any] = {
-        "target": f"{case.slices.accelerator_type}x{case.slices.count}",
+        "target": named(case.slices),
         "devices": case.devices,
         "mesh": case.mesh_shape,
         "model": case.model if case.capture else None,

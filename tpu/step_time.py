@@ -33,6 +33,7 @@ PRODUCTS = flags.DEFINE_integer(
 )
 
 COUNTS = tuple(2**i for i in range(3, 13))
+SUMMARY_COUNTS = (8, 64, 512, 4096)
 # Seconds of one hop between neighbours (jax-ml.github.io/scaling-book/tpus).
 HOP = 1e-6
 # Share of the memory that weights and state may take; the rest is for what a step makes.
@@ -285,24 +286,35 @@ def report(tpu: str, name: str, work: Work) -> str:
             f"| {count:,} | {slices} | {1e3 * plan.capture.seconds:.1f} | "
             f"{1e3 * plan.sae.seconds:.1f} | {rate:.2f} | {split} | {plan.dominant} |"
         )
+    return "\n".join([*lines, "", f"{verdict(found, stop)}."])
+
+
+def verdict(found: dict[int, Plan], stop: int | None) -> str:
+    """Where it stops scaling, and why."""
     if not found:
-        return "\n".join([*lines, "", "It fits on none of these."])
+        return "Fits on none of these"
     if stop is None:
-        return "\n".join([*lines, "", "It scales to the last row."])
+        return "Scales to the last row"
     after = found[2 * stop]
     spare = 2 * stop > after.lm_groups * after.lm_split
     why = (
-        "the batch has no more rows and heads to share out among them"
+        "the batch has no more rows and heads to share out"
         if spare and after.dominant.startswith("capture")
-        else f"in the way is {after.dominant}"
+        else after.dominant
     )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"It stops scaling at {stop:,} chips (twice as many save under a third): {why}.",
-        ]
-    )
+    return f"Stops scaling at {stop:,} chips (twice as many save under a third): {why}"
+
+
+def summary(tpu: str, name: str, work: Work) -> str:
+    """One row: millions of tokens a second on some numbers of chips, and the verdict."""
+    found, stop = scaling(work, CHIPS[tpu])
+    rates = [
+        f"{work.tokens / found[count].seconds / 1e6:.2f}" if count in found else "–"
+        for count in SUMMARY_COUNTS
+    ]
+    stops = "–" if stop is None else f"{stop:,}"
+    why = verdict(found, stop).rpartition("): ")[2]
+    return f"| {' | '.join([name, f'{work.latents:,}', tpu, *rates, stops, why])} |"
 
 
 def main(_):
@@ -319,16 +331,17 @@ def main(_):
         f"{BATCH.value:,} tokens a step, rows of {CONTEXT.value}, k = {ACTIVE.value}, "
         f"{PRODUCTS.value} dense products."
     )
+    rows = []
     for name, latents, tpu in itertools.product(MODELS_FLAG.value, LATENTS.value, TPUS.value):
         work = Work(
-            MODELS[name],
-            int(latents),
-            ACTIVE.value,
-            BATCH.value,
-            CONTEXT.value,
-            PRODUCTS.value,
+            MODELS[name], int(latents), ACTIVE.value, BATCH.value, CONTEXT.value, PRODUCTS.value
         )
         print(f"\n{report(tpu, name, work)}")
+        rows.append(summary(tpu, name, work))
+    counts = " | ".join(f"{count:,} chips" for count in SUMMARY_COUNTS)
+    print("\n### M tokens/s, and where it stops scaling\n")
+    print(f"| model | latents | TPU | {counts} | stops at | in the way |\n|{'---|' * 9}")
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

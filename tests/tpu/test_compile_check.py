@@ -9,7 +9,7 @@ import pytest
 
 from emojax.errors import UserError
 from tpu.chips import Slices
-from tpu.compile_check import Case, parse_target, row
+from tpu.compile_check import Case, named, parse_target, row
 
 CASE = Case(
     slices=Slices("v5e", 16, 2),
@@ -34,6 +34,7 @@ WITHOUT_LIBTPU = importlib.util.find_spec("libtpu") is None
 )
 def test_targets_are_named_as_cloud_tpu_names_them(text, slices):
     assert parse_target(text) == slices
+    assert named(slices) == text
 
 
 @pytest.mark.parametrize("text", ["v5e", "v5e-x2", "", "v9-8", "v5e-12"])
@@ -59,10 +60,10 @@ def test_a_case_that_cannot_be_split_is_refused(changes, message):
 
 
 def test_a_row_says_what_does_not_fit():
-    found = {"target": "v5e-8x1", "mesh": (1, 8), "model": None, "latents": 1 << 20}
+    found = {"target": "v5e-8", "mesh": (1, 8), "model": None, "latents": 1 << 20}
     found |= {"memory": 16 << 30, "seconds": 3.2, "fits": False, "reason": "too much"}
     assert row(found) == (
-        "| v5e-8x1 | 1×8 | – | 1,048,576 | – | – | – | 16.0 | too much | 3 | **no** |"
+        "| v5e-8 | 1×8 | – | 1,048,576 | – | – | – | 16.0 | too much | 3 | **no** |"
     )
 
 
