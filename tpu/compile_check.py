@@ -1,0 +1,324 @@
+"""Compiles the training step for TPUs that are not there: does it fit, and what does it send?
+
+    pip install 'jax[tpu]'          # libtpu, 640 MB; no TPU and no network are needed afterwards
+    python -m tpu.compile_check --targets v5e-8,v5p-256,v5e-16x2 --models llama31_8b
+
+A step is one capture of the language model and one step of a TopK autoencoder on what it read, in
+one program, on the mesh (`data`, `latent`). A target is Cloud TPU's name of a slice with "x2" for
+two of them. For each case one row of a table (and, on stderr, one line of JSON): bytes per device
+against the chip's memory, collectives by kind and bytes, seconds of compilation. Ends with status 1
+if a case does not fit. Nothing is run, so nothing here is a time of a step.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import re
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from emojax.errors import UserError, run
+from emojax.lm import capture, decoder
+from emojax.lm.config import DecoderConfig
+from emojax.sae import trainer
+from emojax.sae.coder import SaeConfig
+from emojax.sae.trainer import TrainConfig, TrainState
+from tpu import hlo
+from tpu.chips import CHIPS, GIB, Slices
+from tpu.models import MODELS
+
+TARGETS = flags.DEFINE_list("targets", ["v5e-8", "v5e-16x2", "v5p-256"], "Slices to compile for.")
+MODELS_FLAG = flags.DEFINE_list("models", ["llama31_8b"], "Keys of tpu/models.py.")
+LATENTS = flags.DEFINE_list("latents", ["131072"], "Sizes of the dictionary.")
+ACTIVE = flags.DEFINE_integer("active", 64, "k: latents active on a token.")
+ROWS = flags.DEFINE_integer("rows", 256, "Rows of text in a batch.")
+CONTEXT = flags.DEFINE_integer("context", 512, "Tokens of a row.")
+LATENT_SHARDS = flags.DEFINE_integer("latent_shards", 16, "Shards of the dictionary, at most.")
+CAPTURE = flags.DEFINE_bool("capture", True, "With the language model, not the SAE's step alone.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One program to compile.
+
+    Attributes:
+      slices: the devices.
+      model: a key of `MODELS`.
+      latents: n, of the dictionary.
+      active: k.
+      rows: rows of text in a batch.
+      context: tokens of a row.
+      latent_shards: shards of the dictionary, at most; the rest of the devices split tokens.
+      capture: whether the language model is part of the program.
+    """
+
+    slices: Slices
+    model: str
+    latents: int
+    active: int
+    rows: int
+    context: int
+    latent_shards: int
+    capture: bool
+
+    def __post_init__(self):
+        if self.model not in MODELS:
+            raise UserError(f"The model {self.model!r} is unknown; use one of {', '.join(MODELS)}.")
+        for name in ("latents", "active", "rows", "context", "latent_shards"):
+            if getattr(self, name) < 1:
+                raise UserError(f"The case's {name} is {getattr(self, name)}; give at least 1.")
+        if self.rows % self.devices or self.latents % self.mesh_shape[1]:
+            raise UserError(
+                f"The batch of {self.rows} rows or the {self.latents} latents cannot be split over "
+                f"{self.devices} devices; give multiples of them."
+            )
+
+    @property
+    def devices(self) -> int:
+        """JAX devices of all slices."""
+        return self.slices.chips * self.slices.count * self.slices.chip.devices
+
+    @property
+    def mesh_shape(self) -> tuple[int, int]:
+        """Sizes of the axes `data` and `latent`; latents stay within a slice."""
+        within = self.devices // self.slices.count
+        shards = next(s for s in range(min(self.latent_shards, within), 0, -1) if within % s == 0)
+        return self.devices // shards, shards
+
+
+def parse_target(text: str) -> Slices:
+    """Reads `v5e-8`, `v5p-256` (128 chips, as Cloud TPU counts), or `v5e-16x2` for two slices.
+
+    Raises:
+      UserError: it is none of these.
+    """
+    found = re.fullmatch(r"([a-z0-9]+)-(\d+)(?:x(\d+))?", text)
+    if not found:
+        raise UserError(f"The target {text!r} cannot be read; write v5e-8, v5p-256 or v5e-16x2.")
+    kind, number, count = found.groups()
+    chip = CHIPS.get(kind)
+    cores = 2 if chip is not None and chip.counts_cores else 1
+    return Slices(kind, int(number) // cores, int(count or 1))
+
+
+def named(slices: Slices) -> str:
+    """What `parse_target` reads."""
+    number = slices.accelerator_type.rpartition("-")[2]
+    several = f"x{slices.count}" if slices.count > 1 else ""
+    return f"{slices.kind}-{number}{several}"
+
+
+def mesh_of(case: Case) -> Mesh:
+    """The mesh of devices that are described, not there; the axis `data` goes across slices."""
+    slices = case.slices
+    options = {"num_slices": slices.count} if slices.count > 1 else {}
+    topology = topologies.get_topology_desc(f"{slices.kind}:{slices.topology}", "tpu", **options)
+    data, latent = case.mesh_shape
+    if slices.count == 1:
+        grid = mesh_utils.create_device_mesh((data, latent), devices=topology.devices)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (data // slices.count, latent), (slices.count, 1), devices=topology.devices
+        )
+    return Mesh(np.asarray(grid), ("data", "latent"), axis_types=(AxisType.Auto,) * 2)
+
+
+def described(tree: Any, places: Any) -> Any:
+    """Shapes and where they live, instead of arrays."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
+    )
+
+
+def state_of(config: SaeConfig, mesh: Mesh) -> TrainState:
+    """The trainer's state, as shapes."""
+
+    def build() -> TrainState:
+        n, d = config.n_latents, config.d_model
+        params = {
+            "w_enc": jnp.zeros((n, d)),
+            "b_enc": jnp.zeros(n),
+            "w_dec": jnp.zeros((n, d)),
+            "b_dec": jnp.zeros(d),
+        }
+        moments = trainer.optimizer(lambda _: 0.0).init(params)
+        idle = jnp.zeros(n, jnp.int32)
+        return TrainState(params, moments, idle, jnp.ones(()), jnp.zeros((), jnp.int32))
+
+    state = jax.eval_shape(build)
+    return described(state, trainer.shardings(state, mesh))
+
+
+def weights_of(config: DecoderConfig, mesh: Mesh) -> Any:
+    """The language model's bfloat16 weights, as shapes: each matrix split over all devices."""
+
+    def place(path: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        spec = P(None, "data", "latent") if len(shape) == 3 else P()
+        if path[-1].key in ("embed", "unembed"):
+            # Rows of the vocabulary are looked up, so that it is their columns that are split.
+            spec = P(None, ("data", "latent"))
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+
+    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(place, decoder.shapes(config), is_leaf=is_shape)
+
+
+def lower(case: Case, mesh: Mesh) -> jax.stages.Lowered:
+    """The whole step, traced: capture, and the trainer's own `train_step` on what it read."""
+    model = MODELS[case.model]
+    sae = SaeConfig(
+        d_model=model.d_model,
+        n_latents=case.latents,
+        k=case.active,
+        model=case.model,
+        layer=model.layer,
+    )
+    data, latent = case.mesh_shape
+    tokens = case.rows * case.context
+    settings = TrainConfig(batch_tokens=tokens, data_shards=data, latent_shards=latent)
+    state = state_of(sae, mesh)
+    by_data = NamedSharding(mesh, P("data"))
+    sae_step = functools.partial(trainer.train_step, sae, settings, 1000, mesh)
+    if not case.capture:
+        x = jax.ShapeDtypeStruct((tokens, model.d_model), jnp.bfloat16, sharding=by_data)
+        return jax.jit(sae_step, donate_argnums=0).lower(state, x)
+
+    config = DecoderConfig.from_hf(model.attributes)
+    taps = [capture.Tap(model.layer)]
+    capture.check_taps(config, taps)
+
+    def step(state: TrainState, weights: Any, rows: jax.Array, mask: jax.Array) -> Any:
+        (x,) = capture._dispatch(config, weights, rows, mask, taps, ()).values()
+        x = jax.lax.with_sharding_constraint(x.reshape(tokens, model.d_model), by_data)
+        return sae_step(state, x)
+
+    by_all = NamedSharding(mesh, P(("data", "latent")))
+    shape = (case.rows, case.context)
+    rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_all)
+    mask = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=by_all)
+    return jax.jit(step, donate_argnums=0).lower(state, weights_of(config, mesh), rows, mask)
+
+
+def check(case: Case) -> dict[str, Any]:
+    """Compiles a case, and says what it needs of each device."""
+    device_bytes = case.slices.chip.hbm_bytes / case.slices.chip.devices
+    found: dict[str, Any] = {
+        "target": named(case.slices),
+        "devices": case.devices,
+        "mesh": case.mesh_shape,
+        "model": case.model if case.capture else None,
+        "latents": case.latents,
+        "active": case.active,
+        "tokens": case.rows * case.context,
+        "memory": int(device_bytes),
+        "jax": jax.__version__,
+    }
+    since = time.perf_counter()
+    lowered = lower(case, mesh_of(case))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        # The compiler knows the chip's memory, and says by how much the program misses it.
+        used = re.search(r"the total memory.*?\)\.|Used .*? hbm", str(error))
+        reason = used.group(0) if used else str(error).splitlines()[0]
+        return found | {"fits": False, "reason": reason, "seconds": _since(since)}
+    memory: Any = compiled.memory_analysis()
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    text: Any = compiled.as_text()
+    sent = hlo.collectives(text, unknown_trips=MODELS[case.model].layers)
+    return found | {
+        "fits": peak <= device_bytes,
+        "argument": memory.argument_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "peak": peak,
+        "collectives": {kind: dataclasses.asdict(item) for kind, item in sent.items()},
+        "seconds": _since(since),
+    }
+
+
+def _since(start: float) -> float:
+    return round(time.perf_counter() - start, 1)
+
+
+def row(found: dict[str, Any]) -> str:
+    """One line of the table."""
+    what = [found["target"], "×".join(map(str, found["mesh"])), found["model"] or "–"]
+    what.append(f"{found['latents']:,}")
+    if "peak" in found:
+        sizes = (found[name] / GIB for name in ("argument", "temporary", "peak", "memory"))
+        what += [f"{size:.1f}" for size in sizes]
+        what.append(
+            ", ".join(
+                f"{kind} {item['count']}: {item['bytes'] / GIB:.2f}"
+                for kind, item in found["collectives"].items()
+            )
+        )
+    else:
+        what += ["–", "–", "–", f"{found['memory'] / GIB:.1f}", found["reason"]]
+    what += [f"{found['seconds']:.0f}", "yes" if found["fits"] else "**no**"]
+    return f"| {' | '.join(what)} |"
+
+
+HEADER = (
+    "| target | data × latent | model | latents | arguments | temporary | peak | memory (GiB a "
+    "device) | collectives: number, GiB a device | compiled in s | fits |\n"
+    f"|{'---|' * 11}"
+)
+
+
+def main(_):
+    """Compiles every case; the table goes to stdout, JSON to stderr."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("The compiler for TPUs is missing; run: pip install 'jax[tpu]'")
+    # The CPU is the host, and libtpu shall not look for a TPU's metadata.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.update(
+        TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v6e-4"
+    )
+    cases = []
+    for target in TARGETS.value:
+        for model in MODELS_FLAG.value:
+            for latents in LATENTS.value:
+                if not latents.isdigit():
+                    raise UserError(f"The number of latents {latents!r} is no number; give 131072.")
+                cases.append(
+                    Case(
+                        slices=parse_target(target),
+                        model=model,
+                        latents=int(latents),
+                        active=ACTIVE.value,
+                        rows=ROWS.value,
+                        context=CONTEXT.value,
+                        latent_shards=LATENT_SHARDS.value,
+                        capture=CAPTURE.value,
+                    )
+                )
+    print(HEADER, flush=True)
+    misses = 0
+    for case in cases:
+        found = check(case)
+        misses += not found["fits"]
+        print(json.dumps(found), file=sys.stderr, flush=True)
+        print(row(found), flush=True)
+    if misses:
+        raise UserError(
+            f"Of {len(cases)} cases {misses} do not fit; give more chips or fewer rows."
+        )
+
+
+if __name__ == "__main__":
+    run(main)
