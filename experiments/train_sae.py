@@ -10,10 +10,10 @@ import json
 import shlex
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from emojax import config as configs
+from emojax import distributed
 from emojax.errors import run
 from emojax.sae import pipeline
 from emojax.sae.corpus import parse_corpora
@@ -26,22 +26,11 @@ CORPUS = flags.DEFINE_string(
 OUT = flags.DEFINE_string("out", None, "The run's folder (default: runs/train_sae/<config>).")
 STORE = flags.DEFINE_string("store", None, "Stored activations (default: in the cache).")
 ARTEFACT = flags.DEFINE_string("artefact", None, "The result's folder (default: <out>/artefact).")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several processes.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
-PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
-TIMEOUT = flags.DEFINE_integer("start_timeout", 1800, "Seconds to wait for the other processes.")
 
 
 def main(_):
     """Runs the pipeline and prints what it measured."""
-    if DISTRIBUTED.value:
-        jax.distributed.initialize(
-            COORDINATOR.value,
-            PROCESSES.value,
-            PROCESS.value,
-            initialization_timeout=TIMEOUT.value,
-        )
+    distributed.from_flags()
     config = configs.load(Path(CONFIG.value), SET.value)
     corpora = parse_corpora(CORPUS.value)
     # The record names files, not where this machine keeps them.

@@ -31,19 +31,18 @@ from jax.sharding import PartitionSpec as P
 from emojax.errors import UserError, run
 from emojax.lm import capture, decoder
 from emojax.lm.config import DecoderConfig
-from emojax.sae import trainer
+from emojax.sae import state as states
 from emojax.sae.coder import SaeConfig
-from emojax.sae.trainer import TrainConfig, TrainState
-from tpu import hlo
+from emojax.sae.state import TrainState
+from emojax.sae.step import train_step
+from emojax.sae.store import Batch
+from emojax.sae.train_config import TrainConfig
+from tpu import hlo, size_flags
 from tpu.chips import CHIPS, GIB, Slices
 from tpu.models import MODELS
 
 TARGETS = flags.DEFINE_list("targets", ["v5e-8", "v5e-16x2", "v5p-256"], "Slices to compile for.")
-MODELS_FLAG = flags.DEFINE_list("models", ["llama31_8b"], "Keys of tpu/models.py.")
-LATENTS = flags.DEFINE_list("latents", ["131072"], "Sizes of the dictionary.")
-ACTIVE = flags.DEFINE_integer("active", 64, "k: latents active on a token.")
 ROWS = flags.DEFINE_integer("rows", 256, "Rows of text in a batch.")
-CONTEXT = flags.DEFINE_integer("context", 512, "Tokens of a row.")
 LATENT_SHARDS = flags.DEFINE_integer("latent_shards", 16, "Shards of the dictionary, at most.")
 CAPTURE = flags.DEFINE_bool("capture", True, "With the language model, not the SAE's step alone.")
 
@@ -141,23 +140,11 @@ def described(tree: Any, places: Any) -> Any:
     )
 
 
-def state_of(config: SaeConfig, mesh: Mesh) -> TrainState:
+def state_of(config: SaeConfig, settings: TrainConfig, mesh: Mesh) -> TrainState:
     """The trainer's state, as shapes."""
-
-    def build() -> TrainState:
-        n, d = config.n_latents, config.d_model
-        params = {
-            "w_enc": jnp.zeros((n, d)),
-            "b_enc": jnp.zeros(n),
-            "w_dec": jnp.zeros((n, d)),
-            "b_dec": jnp.zeros(d),
-        }
-        moments = trainer.optimizer(lambda _: 0.0).init(params)
-        idle = jnp.zeros(n, jnp.int32)
-        return TrainState(params, moments, idle, jnp.ones(()), jnp.zeros((), jnp.int32))
-
-    state = jax.eval_shape(build)
-    return described(state, trainer.shardings(state, mesh))
+    numbers = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((config.d_model,), (), (2,))]
+    state = jax.eval_shape(functools.partial(states.fresh, config, settings), *numbers)
+    return described(state, states.shardings(state, mesh))
 
 
 def weights_of(config: DecoderConfig, mesh: Mesh) -> Any:
@@ -187,12 +174,12 @@ def lower(case: Case, mesh: Mesh) -> jax.stages.Lowered:
     data, latent = case.mesh_shape
     tokens = case.rows * case.context
     settings = TrainConfig(batch_tokens=tokens, data_shards=data, latent_shards=latent)
-    state = state_of(sae, mesh)
+    state = state_of(sae, settings, mesh)
     by_data = NamedSharding(mesh, P("data"))
-    sae_step = functools.partial(trainer.train_step, sae, settings, 1000, mesh)
+    sae_step = functools.partial(train_step, sae, settings, 1000, mesh)
     if not case.capture:
         x = jax.ShapeDtypeStruct((tokens, model.d_model), jnp.bfloat16, sharding=by_data)
-        return jax.jit(sae_step, donate_argnums=0).lower(state, x)
+        return jax.jit(sae_step, donate_argnums=0).lower(state, Batch(x))
 
     config = DecoderConfig.from_hf(model.attributes)
     taps = [capture.Tap(model.layer)]
@@ -201,7 +188,7 @@ def lower(case: Case, mesh: Mesh) -> jax.stages.Lowered:
     def step(state: TrainState, weights: Any, rows: jax.Array, mask: jax.Array) -> Any:
         (x,) = capture._dispatch(config, weights, rows, mask, taps, ()).values()
         x = jax.lax.with_sharding_constraint(x.reshape(tokens, model.d_model), by_data)
-        return sae_step(state, x)
+        return sae_step(state, Batch(x))
 
     by_all = NamedSharding(mesh, P(("data", "latent")))
     shape = (case.rows, case.context)
@@ -291,8 +278,8 @@ def main(_):
     )
     cases = []
     for target in TARGETS.value:
-        for model in MODELS_FLAG.value:
-            for latents in LATENTS.value:
+        for model in size_flags.MODELS.value:
+            for latents in size_flags.LATENTS.value:
                 if not latents.isdigit():
                     raise UserError(f"The number of latents {latents!r} is no number; give 131072.")
                 cases.append(
@@ -300,9 +287,9 @@ def main(_):
                         slices=parse_target(target),
                         model=model,
                         latents=int(latents),
-                        active=ACTIVE.value,
+                        active=size_flags.ACTIVE.value,
                         rows=ROWS.value,
-                        context=CONTEXT.value,
+                        context=size_flags.CONTEXT.value,
                         latent_shards=LATENT_SHARDS.value,
                         capture=CAPTURE.value,
                     )

@@ -19,15 +19,12 @@ from collections.abc import Iterator
 from absl import flags
 
 from emojax.errors import UserError, run
+from tpu import size_flags
 from tpu.chips import CHIPS, Chip
 from tpu.models import MODELS, Model
 
 TPUS = flags.DEFINE_list("tpus", list(CHIPS), "Kinds of TPU.")
-MODELS_FLAG = flags.DEFINE_list("models", list(MODELS), "Keys of tpu/models.py.")
-LATENTS = flags.DEFINE_list("latents", ["131072", "1048576"], "Sizes of the dictionary.")
 BATCH = flags.DEFINE_integer("batch_tokens", 131072, "Tokens of a step, on all chips together.")
-CONTEXT = flags.DEFINE_integer("context", 1024, "Tokens of a row of text.")
-ACTIVE = flags.DEFINE_integer("active", 64, "k: latents active on a token.")
 PRODUCTS = flags.DEFINE_integer(
     "products", 6, "Dense products of a step: 6 as XLA runs it today, 1 with sparse kernels."
 )
@@ -319,23 +316,23 @@ def summary(tpu: str, name: str, work: Work) -> str:
 
 def main(_):
     """Prints a table for every TPU, model and dictionary that is asked for."""
-    for flag, known in ((TPUS, CHIPS), (MODELS_FLAG, MODELS)):
+    for flag, known in ((TPUS, CHIPS), (size_flags.MODELS, MODELS)):
         for name in flag.value:
             if name not in known:
                 raise UserError(f"The name {name!r} is unknown; use some of {', '.join(known)}.")
-    for latents in LATENTS.value:
+    for latents in size_flags.LATENTS.value:
         if not latents.isdigit():
             raise UserError(f"The number of latents {latents!r} is no number; give 131072.")
+    active, context = size_flags.ACTIVE.value, size_flags.CONTEXT.value
     print(
         "Roofline from published peaks; nothing was run on a TPU. "
-        f"{BATCH.value:,} tokens a step, rows of {CONTEXT.value}, k = {ACTIVE.value}, "
+        f"{BATCH.value:,} tokens a step, rows of {context}, k = {active}, "
         f"{PRODUCTS.value} dense products."
     )
     rows = []
-    for name, latents, tpu in itertools.product(MODELS_FLAG.value, LATENTS.value, TPUS.value):
-        work = Work(
-            MODELS[name], int(latents), ACTIVE.value, BATCH.value, CONTEXT.value, PRODUCTS.value
-        )
+    kinds = size_flags.MODELS.value, size_flags.LATENTS.value, TPUS.value
+    for name, latents, tpu in itertools.product(*kinds):
+        work = Work(MODELS[name], int(latents), active, BATCH.value, context, PRODUCTS.value)
         print(f"\n{report(tpu, name, work)}")
         rows.append(summary(tpu, name, work))
     counts = " | ".join(f"{count:,} chips" for count in SUMMARY_COUNTS)

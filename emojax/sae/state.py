@@ -1,5 +1,6 @@
 """What a step changes and a checkpoint holds: where it lives, how it starts, what comes of it."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -135,29 +136,38 @@ def start(config: SaeConfig, settings: TrainConfig, found: Batch, mesh: Mesh) ->
             "look at the model, and capture again into another --store."
         )
 
-    def build(centre, variance, scales):
-        sae = coder.init(config, centre)
-        params: dict[str, Any] = {
-            name: getattr(sae, name) for name in ("w_enc", "b_enc", "w_dec", "b_dec")
-        }
-        params |= OBJECTIVES[config.architecture].extra(config)
-        return TrainState(
-            params=params,
-            mu=jax.tree.map(jnp.zeros_like, params),
-            nu=jax.tree.map(jnp.zeros_like, params),
-            average=dict(params) if settings.ema_decay else {},
-            idle=jnp.zeros(config.n_latents, jnp.int32),
-            cutoff=jnp.zeros(()),
-            scales=scales,
-            variance=variance,
-            dead=jnp.zeros(()),
-            sums={name: jnp.zeros(()) for name in LOGGED},
-            bad=jnp.zeros((), jnp.int32),
-            step=jnp.zeros((), jnp.int32),
-        )
-
+    build = functools.partial(fresh, config, settings)
     places = shardings(jax.eval_shape(build, centre, variance, scales), mesh)
     return jax.jit(build, out_shardings=places)(centre, variance, scales)
+
+
+def fresh(
+    config: SaeConfig,
+    settings: TrainConfig,
+    centre: Float[Array, " d_model"],
+    variance: Float[Array, ""],
+    scales: Float[Array, "2"],
+) -> TrainState:
+    """The state before the first step, from what `start` takes of a sample; may be traced."""
+    sae = coder.init(config, centre)
+    params: dict[str, Any] = {
+        name: getattr(sae, name) for name in ("w_enc", "b_enc", "w_dec", "b_dec")
+    }
+    params |= OBJECTIVES[config.architecture].extra(config)
+    return TrainState(
+        params=params,
+        mu=jax.tree.map(jnp.zeros_like, params),
+        nu=jax.tree.map(jnp.zeros_like, params),
+        average=dict(params) if settings.ema_decay else {},
+        idle=jnp.zeros(config.n_latents, jnp.int32),
+        cutoff=jnp.zeros(()),
+        scales=scales,
+        variance=variance,
+        dead=jnp.zeros(()),
+        sums={name: jnp.zeros(()) for name in LOGGED},
+        bad=jnp.zeros((), jnp.int32),
+        step=jnp.zeros((), jnp.int32),
+    )
 
 
 def finish(config: SaeConfig, state: TrainState) -> SparseAutoencoder:

@@ -75,9 +75,17 @@ def test_without_the_compiler_the_program_says_what_to_install():
     assert done.stderr == "error: The compiler for TPUs is missing; run: pip install 'jax[tpu]'\n"
 
 
+@pytest.mark.tpu_backend
 @pytest.mark.skipif(WITHOUT_LIBTPU, reason="needs libtpu: pip install 'jax[tpu]'")
 def test_the_trainers_step_compiles_for_a_slice_and_is_too_large_for_its_memory_when_it_is():
-    small = ["--targets=v5e-8", "--nocapture", "--rows=64", "--context=8", "--latent_shards=8"]
+    small = [
+        "--targets=v5e-8",
+        "--models=llama31_8b",
+        "--nocapture",
+        "--rows=64",
+        "--context=8",
+        "--latent_shards=8",
+    ]
     command = [sys.executable, "-m", "tpu.compile_check", *small, "--latents=1024,8388608"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     fits, misses = (json.loads(line) for line in done.stderr.splitlines() if line[0] == "{")
