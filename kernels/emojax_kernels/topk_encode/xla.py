@@ -64,7 +64,7 @@ def select_by_groups(pre: jax.Array, k: int, group: int) -> tuple[jax.Array, jax
 
 def _top_k(array: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     # Without the barrier XLA may fold a later slice of the result into top_k, which turns it into
-    # a sort of the whole row: 30 times slower on the CPU. One barrier each: on both together, the
+    # a sort of the whole row. One barrier each: on both together, the
     # compiler of jaxlib 0.10.2 aborts in a program for several devices.
     values, indices = lax.top_k(array, k)
     return lax.optimization_barrier(values), lax.optimization_barrier(indices)
