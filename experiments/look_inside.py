@@ -1,6 +1,6 @@
 """Captures, patches and steers with the same ten lines, whatever the family of the model.
 
-    python -m experiments.look_inside [--models gemma-3-270m,smollm2-135m-instruct,random:gpt2]
+    python -m experiments.look_inside [--sources gemma-3-270m,smollm2-135m-instruct,random:gpt2]
 
 Copy `look_inside` into a notebook to go on from there. `random:<model_type>` is a tiny model with
 random weights, which says nothing sensible but runs everywhere: a stand-in for a checkpoint of
@@ -22,8 +22,8 @@ from emojax.lm.generate import GenerateSettings, generate
 from emojax.lm.model import LanguageModel
 from emojax.lm.text import tokenize
 
-MODELS = flags.DEFINE_list(
-    "models",
+SOURCES = flags.DEFINE_list(
+    "sources",
     ["gemma-3-270m", "smollm2-135m-instruct", "random:gpt2"],
     "As emojax.lm.sources.load takes them, or random:<model_type>.",
 )
@@ -95,7 +95,7 @@ def random_model(model_type: str) -> LanguageModel:
 
 def main(_):
     """Looks inside each model."""
-    for name in MODELS.value:
+    for name in SOURCES.value:
         kind = name.removeprefix("random:")
         lm = random_model(kind) if kind != name else sources.load(name)
         found = look_inside(lm)

@@ -1,4 +1,4 @@
-"""A program for `test_sharding.py`: training runs on meshes of fake devices, or as one of several
+"""A program for `test_meshes.py`: training runs on meshes of fake devices, or as one of several
 processes. Prints the loss curves as JSON.
 
     python sharded_runs.py FOLDER MESHES STEPS [PORT PROCESS PROCESSES]
