@@ -368,6 +368,15 @@ NEOX_DROPOUTS = {"attention_dropout": 0.0, "classifier_dropout": 0.1, "hidden_dr
             QWEN_2_5_0_5B | {"use_sliding_window": True, "max_window_layers": 20},
             {"windows": (0,) * 20 + (32768,) * 4},
         ),
+        (
+            {k: v for k, v in QWEN_2_5_0_5B.items() if k != "sliding_window"}
+            | {"use_sliding_window": True, "max_window_layers": 20},
+            {"windows": (0,) * 20 + (4096,) * 4},
+        ),
+        (
+            QWEN_3_0_6B | {"use_sliding_window": True, "max_window_layers": 20},
+            {"windows": (0,) * 28},
+        ),
         (QWEN_3_0_6B, {"qk_norm": True, "biases": (), "head_dim": 128}),
         (
             GPT_2,
@@ -405,6 +414,27 @@ def test_both_forms_of_gemma_rope_and_layers_agree():
     assert DecoderConfig.from_hf(older) == DecoderConfig.from_hf(GEMMA)
     older |= {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
     assert DecoderConfig.from_hf(older).ropes[0] == Rope(5000.0, "linear", 8.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("llama_linear_rope", None),
+        ("gemma3_mqa_linear_rope", "full_attention"),
+        ("neox_sequential", None),
+    ],
+)
+def test_two_ropes_must_say_the_same(name, part):
+    attributes = CONFIGS[name]
+    rope = attributes["rope_parameters"][part] if part else attributes["rope_parameters"]
+    assert rope["rope_type"] == "linear"
+    expected = DecoderConfig.from_hf(attributes)
+    assert DecoderConfig.from_hf(attributes | {"rope_scaling": rope}) == expected
+    assert DecoderConfig.from_hf(attributes | {"rope_scaling": {}}) == expected
+    other = attributes | {"rope_scaling": rope | {"factor": 3.0}}
+    with pytest.raises(UserError, match=r"rope_scaling = .*3\.0.* rope_parameters = "):
+        DecoderConfig.from_hf(other)
+    assert 3.0 in {r.factor for r in DecoderConfig.from_hf(other | {"rope_parameters": {}}).ropes}
 
 
 def test_both_forms_of_llama_rope_agree():
