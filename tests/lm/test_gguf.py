@@ -251,6 +251,7 @@ def test_a_cache_that_cannot_be_written_to(tmp_path: Path):
         ("llama", {"llama.attention.head_count": [4] * 7}, "llama.attention.head_count"),
         ("llama", {"llama.embedding_length": None}, "lacks the attribute llama.embedding_length"),
         ("llama", {"tokenizer.ggml.pre": "tekken"}, "tokenizer.ggml.pre 'tekken'"),
+        ("llama", {"tokenizer.ggml.pre": "llama-bpe"}, "tokenizer.ggml.pre 'llama-bpe'"),
         ("llama", {"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model 'bert'"),
         ("llama", {"tokenizer.ggml.merges": None}, "lacks tokenizer.ggml.merges"),
         ("llama", {"tokenizer.ggml.merges": ["zz yy"]}, "cannot be built"),

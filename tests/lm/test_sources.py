@@ -95,6 +95,38 @@ def test_a_model_is_saved_with_its_tokenizer(tmp_path: Path, tiny_directory: Pat
     assert again.tokenizer("the word").input_ids == lm.tokenizer("the word").input_ids
 
 
+@pytest.mark.parametrize(("stops", "added"), [(1, ()), (7, (7,)), ([1, 7, 9], (7, 9))])
+def test_stop_tokens_of_a_chat_model(tmp_path: Path, tiny_directory: Path, stops, added):
+    plain = sources.load(tiny_directory, cache=tmp_path)
+    assert plain.config.eos_token_ids == (1,)
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_directory, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops, "top_k": 64}))
+    lm = sources.load(folder, cache=tmp_path)
+    assert lm.config == dataclasses.replace(plain.config, eos_token_ids=(1, *added))
+    assert lm.fingerprint != plain.fingerprint  # its texts end elsewhere
+    sources.save(lm, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["eos_token_id"] == 1
+    assert sources.load(tmp_path / "saved", cache=tmp_path).config == lm.config
+    changed = dataclasses.replace(lm, config=dataclasses.replace(lm.config, eos_token_ids=(5,)))
+    with pytest.raises(UserError, match="attributes given to save"):
+        sources.save(changed, tmp_path / "changed")
+
+
+def test_stop_tokens_in_the_cache_of_the_hub(
+    tmp_path: Path, hub: str, monkeypatch: pytest.MonkeyPatch
+):
+    (folder,) = (tmp_path / "hub").glob("*/snapshots/*")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 7]}')
+    assert sources.load(hub, cache=tmp_path).config.eos_token_ids == (1, 7)
+    asked = {}
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *_, **given: asked.update(given) or folder
+    )
+    sources.load(hub, cache=tmp_path)
+    assert "generation_config.json" in asked["allow_patterns"]
+
+
 def test_a_model_is_laid_over_a_mesh(tmp_path: Path, tiny_directory: Path):
     mesh = sharding.make_mesh()
     lm = sources.load(tiny_directory, cache=tmp_path, mesh=mesh)
@@ -133,6 +165,11 @@ def test_a_fingerprint_follows_weights_and_config(tmp_path: Path, tiny_directory
         (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda d: (d / "config.json").write_text("[]"), "config.json is not a JSON object"),
         (lambda d: (d / "config.json").write_text('{"model_type": "rwkv"}'), "'rwkv'"),
+        (lambda d: (d / "generation_config.json").write_text("{"), "generation_config.json is not"),
+        (
+            lambda d: (d / "generation_config.json").write_text('{"eos_token_id": "</s>"}'),
+            "eos_token_id = '</s>'",
+        ),
         (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer.json"),
         (lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer .* cannot be loaded"),
         (lambda d: (d / "model.safetensors").rename(d / "model.bin"), "pickled weights are never"),

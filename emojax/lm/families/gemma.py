@@ -34,8 +34,7 @@ def _gemma3(reader: Reader) -> DecoderConfig:
 
     theta = float(reader.take("rope_theta", 1e6))
     local_theta = float(reader.take("rope_local_base_freq", 1e4))
-    scaling = reader.take("rope_scaling", {})
-    ropes = reader.take("rope_parameters", {_WHOLE: scaling})
+    ropes = reader.rope_parameters(_WHOLE)
     if "rope_type" in ropes or "rope_theta" in ropes or ropes.keys() - {_LOCAL, _WHOLE}:
         raise reader.refuse("rope_parameters", f"without {_LOCAL} and {_WHOLE}")
     return DecoderConfig(

@@ -16,6 +16,8 @@ def _config(reader: Reader) -> DecoderConfig:
     reader.expect("scale_attn_by_inverse_layer_idx", False)
     reader.ignore("attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn")
     reader.ignore("_num_labels", "n_ctx", "output_past", "gradient_checkpointing")
+    reader.expect("n_special", 0)  # rows beside the vocabulary's
+    reader.ignore("predict_special_tokens")
     for name in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj"):
         reader.ignore(f"summary_{name}")
     return DecoderConfig(

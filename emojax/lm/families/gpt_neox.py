@@ -15,9 +15,10 @@ from emojax.lm.families.reader import Reader
 def _config(reader: Reader) -> DecoderConfig:
     sizes = reader.sizes()
     reader.ignore("classifier_dropout", "hidden_dropout", "is_decoder")
+    reader.ignore("attention_probs_dropout_prob", "hidden_dropout_prob")
     theta = float(reader.take("rotary_emb_base", 10000.0))
     fraction = reader.take("rotary_pct", 0.25)
-    parameters = dict(reader.take("rope_parameters", reader.take("rope_scaling", {})))
+    parameters = dict(reader.rope_parameters())
     fraction = parameters.pop("partial_rotary_factor", fraction)
     rotary_dim = int(sizes["head_dim"] * fraction)
     if rotary_dim % 2 or not 0 < rotary_dim <= sizes["head_dim"]:

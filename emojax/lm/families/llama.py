@@ -11,6 +11,7 @@ def _llama(reader: Reader) -> DecoderConfig:
     """Llama 1 to 3.2 (Touvron et al. 2023, arXiv:2302.13971; Dubey et al. 2024, 2407.21783)."""
     sizes = reader.sizes()
     reader.expect("rope_interleaved", False)
+    reader.ignore("max_sequence_length")  # said twice in some conversions of Llama 1
     biases = _ATTENTION if reader.take("attention_bias", False) else ()
     biases += _MLP if reader.take("mlp_bias", False) else ()
     return DecoderConfig(

@@ -20,7 +20,7 @@ def _qwen(reader: Reader, biases: tuple[str, ...], qk_norm: bool) -> DecoderConf
     sizes = reader.sizes()
     reader.expect("use_mrope", False)
     # Layers from `max_window_layers` on have a window, if any has.
-    window = reader.take("sliding_window", None)
+    window = reader.take_or_null("sliding_window", 4096)
     first = reader.take("max_window_layers", 28)
     if not reader.take("use_sliding_window", False):
         window = None

@@ -153,10 +153,25 @@ class Reader:
     def one_rope(self, n_layers: int, theta: float = 10000.0) -> dict[str, Any]:
         """The fields of a model whose layers share one rope, in the newer form or the older."""
         theta = float(self.take("rope_theta", theta))
-        scaling = self.take("rope_scaling", {})
-        parameters = self.take("rope_parameters", scaling)
-        rope = self.rope("rope_parameters", parameters, theta)
+        rope = self.rope("rope_parameters", self.rope_parameters(), theta)
         return {"ropes": (rope,), "rope_of_layer": (0,) * n_layers}
+
+    def rope_parameters(self, part: str | None = None) -> Mapping[str, Any]:
+        """The attribute `rope_parameters`, or the older `rope_scaling` (of `part`, if given).
+
+        `transformers` lets the older one win, so both together must say the same.
+        """
+        older = self.take("rope_scaling", {})
+        newer = self.take("rope_parameters", {})
+        beside = newer if part is None else newer.get(part)
+        if older and newer and older != beside:
+            raise UserError(
+                f"The model's config ({self.kind}) has rope_scaling = {older!r} and other "
+                f"rope_parameters = {newer!r}; keep those that the model was trained with."
+            )
+        if newer or not older:
+            return newer
+        return older if part is None else {part: older}
 
     def rope(self, name: str, parameters: Mapping[str, Any], theta: float) -> Rope:
         """One rope from the parameters in either form: `rope_type` or the older `type`."""
