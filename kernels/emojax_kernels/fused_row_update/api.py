@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from emojax_kernels import checks, implementations
-from emojax_kernels.fused_row_update.state import RowAdam, RowState
-
-MOMENTS = ("float32", "bfloat16", "int8")
+from emojax_kernels.fused_row_update.state import RowAdam, RowState, check_weights
 
 
 def fused_row_update(
@@ -53,23 +51,17 @@ def fused_row_update(
     """
     op = "fused_row_update"
     forward = implementations.find(op, implementation)
-    if settings.moments not in MOMENTS:
-        raise ValueError(
-            f"{op}: moments={settings.moments!r}; supported: {', '.join(map(repr, MOMENTS))}."
-        )
+    check_weights(op, rows.w_enc, rows.b_enc, rows.w_dec, settings)
     checks.shapes(
         op,
         {
             "w_enc": (rows.w_enc, "n d"),
-            "w_dec": (rows.w_dec, "n d"),
-            "b_enc": (rows.b_enc, "n"),
             "x": (x, "tokens d"),
             "error": (error, "tokens d"),
             "values": (values, "tokens k"),
             "indices": (indices, "tokens k"),
         },
     )
-    checks.dtypes(op, {"w_enc": rows.w_enc, "w_dec": rows.w_dec}, {})
     checks.dtypes(op, {"x": x, "error": error, "values": values}, {})
     checks.indices(op, indices)
     rate = jnp.asarray(learning_rate, jnp.float32)
