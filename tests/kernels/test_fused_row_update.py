@@ -219,6 +219,27 @@ def test_a_moment_that_changes_less_than_its_spacing_still_moves():
     np.testing.assert_allclose(end[0, 1:].mean(), 0.999**500, rtol=0.1)
 
 
+def test_rows_of_other_settings_are_an_error():
+    exact, fast = RowAdam(), RowAdam(moments="int8", shadow="bfloat16")
+
+    def refused(made_for, used_with, match, **changed):
+        rows, *rest = problem(EDGES["plain"], made_for)
+        rows = dataclasses.replace(rows, **changed)
+        with pytest.raises(ValueError, match=match):
+            fused_row_update(rows, *rest, learning_rate=1e-3, settings=used_with)
+
+    refused(exact, fast, r"rows\.m_\w+.* is .*; supported with moments='int8'")
+    refused(fast, exact, r"rows\.m_\w+.* is .*; supported with moments='float32'")
+    refused(
+        exact, RowAdam(shadow="bfloat16"), r"rows\.shadow_\w+ is missing; supported .*: bfloat16"
+    )
+    refused(RowAdam(shadow="bfloat16"), exact, r"rows\.shadow_\w+ is bfloat16.* shadow=None: none")
+    refused(exact, exact, r"rows\.v_dec is float32\[2, 3\]", v_dec=jnp.zeros((2, 3)))
+    refused(
+        exact, exact, r"rows\.m_bias is bfloat16", m_bias=jnp.zeros(EDGES["plain"].n, "bfloat16")
+    )
+
+
 def test_errors_name_what_is_supported():
     settings = RowAdam()
     rows, x, error, values, indices = problem(EDGES["plain"], settings)

@@ -119,3 +119,28 @@ def check_weights(
     checks.dtypes(op, {"w_enc": w_enc, "w_dec": w_dec}, {})
     if b_enc.dtype != jnp.float32:
         raise TypeError(f"{op}: b_enc is {b_enc.dtype}; supported: float32.")
+
+
+def check_rows(op: str, rows: RowState, settings: RowAdam) -> None:
+    """Raise unless `rows` have the arrays, shapes and dtypes that `init_rows` makes for them."""
+    weights = [rows.w_enc, rows.b_enc, rows.w_dec]
+    check_weights(op, *weights, settings)
+    plain = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in weights]
+    made = jax.eval_shape(lambda *a: _by_name(init_rows(*a, settings)), *plain)
+    wanted, given = (
+        {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
+        for leaves in (made, _by_name(rows))
+    )
+    for name in wanted | given:
+        if given.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{op}: rows{name} is {given.get(name, 'missing')}; supported with moments="
+                f"{settings.moments!r} and shadow={settings.shadow!r}: "
+                f"{wanted.get(name, 'none')}. Make the rows by `init_rows` with these settings."
+            )
+
+
+def _by_name(rows: RowState) -> dict[str, jax.Array]:
+    return {
+        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(rows)
+    }
