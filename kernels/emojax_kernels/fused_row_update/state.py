@@ -123,10 +123,10 @@ def check_weights(
 
 def check_rows(op: str, rows: RowState, settings: RowAdam) -> None:
     """Raise unless `rows` have the arrays, shapes and dtypes that `init_rows` makes for them."""
-    weights = [rows.w_enc, rows.b_enc, rows.w_dec]
-    check_weights(op, *weights, settings)
-    plain = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in weights]
-    made = jax.eval_shape(lambda *a: _by_name(init_rows(*a, settings)), *plain)
+    weights = (rows.w_enc, rows.b_enc, rows.w_dec)
+    check_weights(op, rows.w_enc, rows.b_enc, rows.w_dec, settings)
+    plain = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in weights)
+    made = jax.eval_shape(lambda e, b, d: _by_name(init_rows(e, b, d, settings)), *plain)
     wanted, given = (
         {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
         for leaves in (made, _by_name(rows))
