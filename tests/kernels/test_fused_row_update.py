@@ -152,6 +152,24 @@ def test_two_runs_are_bitwise_equal_and_the_state_can_be_donated(kind):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tied_matrices_can_be_donated_and_stay_the_callers(dtype):
+    settings = RowAdam(shadow="bfloat16")
+    _, *rest = problem(EDGES["plain"], settings)
+    _, w, b, _, _ = dictionary(EDGES["plain"])
+    w = w.astype(dtype)
+    rows = init_rows(w, b, w, settings)
+    want = step(rows, *rest, settings=settings)
+    donating = jax.jit(
+        functools.partial(fused_row_update, learning_rate=1e-3, settings=settings),
+        donate_argnums=0,
+        keep_unused=True,  # shadows are not read
+    )
+    got = donating(rows, *rest)
+    np.testing.assert_array_equal(got.w_dec, want.w_dec)
+    assert not w.is_deleted() and not b.is_deleted()
+
+
 def test_stochastic_rounding_is_right_on_average_and_exact_where_it_can_be():
     value = jnp.full((1, 40_000), 1.0 + 2**-9)  # a quarter of the way to the next bfloat16
     bits = rounding.draw(rounding.salt(0, jnp.int32(3), 1), value.shape)
@@ -201,6 +219,27 @@ def test_a_moment_that_changes_less_than_its_spacing_still_moves():
     np.testing.assert_allclose(end[0, 1:].mean(), 0.999**500, rtol=0.1)
 
 
+def test_rows_of_other_settings_are_an_error():
+    exact, fast = RowAdam(), RowAdam(moments="int8", shadow="bfloat16")
+
+    def refused(made_for, used_with, match, **changed):
+        rows, *rest = problem(EDGES["plain"], made_for)
+        rows = dataclasses.replace(rows, **changed)
+        with pytest.raises(ValueError, match=match):
+            fused_row_update(rows, *rest, learning_rate=1e-3, settings=used_with)
+
+    refused(exact, fast, r"rows\.m_\w+.* is .*; supported with moments='int8'")
+    refused(fast, exact, r"rows\.m_\w+.* is .*; supported with moments='float32'")
+    refused(
+        exact, RowAdam(shadow="bfloat16"), r"rows\.shadow_\w+ is missing; supported .*: bfloat16"
+    )
+    refused(RowAdam(shadow="bfloat16"), exact, r"rows\.shadow_\w+ is bfloat16.* shadow=None: none")
+    refused(exact, exact, r"rows\.v_dec is float32\[2, 3\]", v_dec=jnp.zeros((2, 3)))
+    refused(
+        exact, exact, r"rows\.m_bias is bfloat16", m_bias=jnp.zeros(EDGES["plain"].n, "bfloat16")
+    )
+
+
 def test_errors_name_what_is_supported():
     settings = RowAdam()
     rows, x, error, values, indices = problem(EDGES["plain"], settings)
@@ -216,3 +255,14 @@ def test_errors_name_what_is_supported():
         run(rows, x, error.astype("bfloat16"), values, indices)
     with pytest.raises(ValueError, match="implementation='cuda' is not known"):
         run(rows, x, error, values, indices, implementation="cuda")
+    _, w, b, _, _ = dictionary(EDGES["plain"])
+    with pytest.raises(ValueError, match=r"init_rows: shadow='int8'; supported: None, 'bfloat16'"):
+        init_rows(w, b, w, RowAdam(shadow="int8"))
+    with pytest.raises(ValueError, match="init_rows: moments='fp8'; supported: 'float32'"):
+        init_rows(w, b, w, RowAdam(moments="fp8"))
+    with pytest.raises(ValueError, match="init_rows: w_dec does not fit"):
+        init_rows(w, b, w.T, settings)
+    with pytest.raises(TypeError, match="init_rows: w_enc float16"):
+        init_rows(w.astype("float16"), b, w.astype("float16"), settings)
+    with pytest.raises(TypeError, match="init_rows: b_enc is bfloat16; supported: float32"):
+        init_rows(w, b.astype("bfloat16"), w, settings)

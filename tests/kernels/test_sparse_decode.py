@@ -46,6 +46,7 @@ def test_dense_products_equal_sparse_ones(name, monkeypatch):
             products._gather_sum_dense(values, indices, w),
             products._gather_dot_dense(x, indices, w),
             products._scatter_sum_dense(values, indices, x, shape.n),
+            products._latent_sums_dense(values, indices, shape.n),
         )
 
     @jax.jit
@@ -54,9 +55,19 @@ def test_dense_products_equal_sparse_ones(name, monkeypatch):
             products.gather_sum(values, indices, w),
             products.gather_dot(x, indices, w),
             products.scatter_sum(values, indices, x, shape.n),
+            products.latent_sums(values, indices, shape.n),
         )
 
     assert_close(dense(values, indices, x, w), sparse(values, indices, x, w))
+
+
+def test_on_a_gpu_the_bias_is_summed_by_a_product():
+    """The order of a scatter-add would differ from run to run there."""
+    values, indices = code(EDGES["plain"])
+    sums = jax.jit(lambda v, i: products.latent_sums(v, i, EDGES["plain"].n))
+    program = sums.trace(values, indices).lower(lowering_platforms=("cuda",)).as_text()
+    assert "dot_general" in program
+    assert "dot_general" not in sums.lower(values, indices).as_text()
 
 
 def test_a_latent_named_twice_counts_twice():

@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from emojax_kernels import checks, implementations
-from emojax_kernels.fused_row_update.state import RowAdam, RowState
-
-MOMENTS = ("float32", "bfloat16", "int8")
+from emojax_kernels.fused_row_update.state import RowAdam, RowState, check_rows
 
 
 def fused_row_update(
@@ -34,7 +32,8 @@ def fused_row_update(
     Two runs give the same bits. Donate `rows` under `jax.jit` to update in place.
 
     Args:
-        rows: the dictionary and its optimiser state, from `init_rows`.
+        rows: the dictionary and its optimiser state, from `init_rows` with the same moments and
+            shadow in its settings.
         x: `[tokens, d]`, what the encoder read, float32 or bfloat16.
         error: `[tokens, d]`, cotangent of the reconstruction, of x's dtype: for the mean squared
             error, `decode_error`'s error times `2 / (tokens * d)`.
@@ -49,27 +48,22 @@ def fused_row_update(
 
     Raises:
         TypeError: for a dtype that is not supported.
-        ValueError: for shapes that do not agree, unknown moments or an unknown implementation.
+        ValueError: for shapes that do not agree, rows of other settings, unknown moments or
+            shadow, or an unknown implementation.
     """
     op = "fused_row_update"
     forward = implementations.find(op, implementation)
-    if settings.moments not in MOMENTS:
-        raise ValueError(
-            f"{op}: moments={settings.moments!r}; supported: {', '.join(map(repr, MOMENTS))}."
-        )
+    check_rows(op, rows, settings)
     checks.shapes(
         op,
         {
             "w_enc": (rows.w_enc, "n d"),
-            "w_dec": (rows.w_dec, "n d"),
-            "b_enc": (rows.b_enc, "n"),
             "x": (x, "tokens d"),
             "error": (error, "tokens d"),
             "values": (values, "tokens k"),
             "indices": (indices, "tokens k"),
         },
     )
-    checks.dtypes(op, {"w_enc": rows.w_enc, "w_dec": rows.w_dec}, {})
     checks.dtypes(op, {"x": x, "error": error, "values": values}, {})
     checks.indices(op, indices)
     rate = jnp.asarray(learning_rate, jnp.float32)

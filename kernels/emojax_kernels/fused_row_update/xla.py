@@ -25,5 +25,5 @@ def fused_row_update(
     d_pre = jnp.where(values > 0, products.gather_dot(error, indices, rows.w_dec), 0)
     g_dec = products.scatter_sum(values, indices, error, n)
     g_enc = products.scatter_sum(d_pre, indices, x, n)
-    g_bias = jnp.zeros(n, jnp.float32).at[indices.reshape(-1)].add(d_pre.reshape(-1))
+    g_bias = products.latent_sums(d_pre, indices, n)
     return adam.update(rows, g_enc, g_dec, g_bias, learning_rate, settings)

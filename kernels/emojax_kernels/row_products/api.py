@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from emojax_kernels import implementations
+from emojax_kernels.row_products.xla import latent_sums
 
 
 def products(implementation: str | None) -> types.ModuleType:
@@ -31,5 +32,5 @@ def encoder_gradients(
     by = products(implementation)
     d_x = by.gather_sum(d_pre, indices, w_enc)
     d_w = by.scatter_sum(d_pre, indices, x, n)
-    d_b = jnp.zeros(n, jnp.float32).at[indices.reshape(-1)].add(d_pre.reshape(-1).astype("float32"))
+    d_b = latent_sums(d_pre, indices, n)
     return d_x.astype(x.dtype), d_w.astype(w_enc.dtype), d_b.astype(b_enc.dtype)

@@ -1,4 +1,4 @@
-"""The three products of a sparse code with a matrix of rows, of which all gradients are made.
+"""The products of a sparse code with a matrix of rows, of which all gradients are made.
 
 A code is `values [tokens, k]` and `indices [tokens, k]`; its dense form Z `[tokens, n]` has
 `Z[t, indices[t, s]] += values[t, s]`. With a matrix of latent rows `[n, d]` and one of token rows
@@ -7,6 +7,7 @@ A code is `values [tokens, k]` and `indices [tokens, k]`; its dense form Z `[tok
     gather_sum   Z @ rows                    decode, and the gradient of x
     gather_dot   (e @ rows.T)[t, indices]    the gradient of values
     scatter_sum  Z.T @ e                     the gradients of both dictionary matrices
+    latent_sums  Z.T @ 1                     the gradient of the encoder's bias
 
 Sums are float32 whatever comes in.
 """
@@ -51,6 +52,24 @@ def scatter_sum(values: jax.Array, indices: jax.Array, e: jax.Array, n: int) -> 
     return lax.platform_dependent(values, indices, e, cpu=cpu, default=default)
 
 
+def latent_sums(values: jax.Array, indices: jax.Array, n: int) -> jax.Array:
+    """`out[j] = sum of values[t, s] over indices[t, s] == j`: float32 `[n]`.
+
+    On a GPU it is a product too: XLA's scatter-add would sum a latent's entries there in an order
+    that differs from run to run.
+    """
+    if not values.shape[0]:
+        return jnp.zeros(n, jnp.float32)
+
+    def by_entry(values, indices):
+        return _latent_sums_by_entry(values, indices, n)
+
+    def dense(values, indices):
+        return _latent_sums_dense(values, indices, n)
+
+    return lax.platform_dependent(values, indices, cuda=dense, rocm=dense, default=by_entry)
+
+
 # The loops below start from their first term, not from zeros: inside shard_map the carry is then
 # as device-varying as what is added to it.
 
@@ -80,6 +99,11 @@ def _scatter_sum_by_token(values, indices, e, n):
     return lax.fori_loop(1, e.shape[0], add, add(0, jnp.zeros((n, e.shape[1]), jnp.float32)))
 
 
+def _latent_sums_by_entry(values, indices, n):
+    flat = values.reshape(-1).astype(jnp.float32)
+    return jnp.zeros(n, jnp.float32).at[indices.reshape(-1)].add(flat)
+
+
 def _gather_sum_dense(values, indices, rows):
     def product(values, indices):
         return _dot(_dense(values, indices, rows.shape[0], rows.dtype), rows, ((1,), (0,)))
@@ -94,7 +118,7 @@ def _gather_dot_dense(e, indices, rows):
     return map_blocks(dots, max(1, _DENSE // rows.shape[0]), e, indices)
 
 
-def _scatter_sum_dense(values, indices, e, n):
+def _scatter_sum_dense(values, indices, e, n, precision=None):
     tokens = e.shape[0]
     block = max(1, min(tokens, _DENSE // n))
     blocks = -(-tokens // block)
@@ -103,9 +127,15 @@ def _scatter_sum_dense(values, indices, e, n):
 
     def term(part):
         values, indices, e = (a[part] for a in parts)
-        return _dot(_dense(values, indices, n, e.dtype), e, ((0,), (0,)))
+        return _dot(_dense(values, indices, n, e.dtype), e, ((0,), (0,)), precision)
 
     return lax.fori_loop(1, blocks, lambda part, total: total + term(part), term(0))
+
+
+def _latent_sums_dense(values, indices, n):
+    ones = jnp.ones((values.shape[0], 1), jnp.float32)
+    # As exact as the sums of float32 that it stands for.
+    return _scatter_sum_dense(values, indices, ones, n, lax.Precision.HIGHEST)[:, 0]
 
 
 def _take(rows, indices):
@@ -118,5 +148,7 @@ def _dense(values, indices, n, dtype):
     return zero.at[tokens, indices].add(values, mode="promise_in_bounds").astype(dtype)
 
 
-def _dot(a, b, axes):
-    return lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
+def _dot(a, b, axes, precision=None):
+    return lax.dot_general(
+        a, b, (axes, ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )
