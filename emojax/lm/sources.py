@@ -124,7 +124,7 @@ def save(lm: LanguageModel, directory: Path) -> None:
       directory: the folder, which is made if need be.
 
     Raises:
-      UserError: the folder cannot be written.
+      UserError: the folder cannot be written or holds weights under other names.
     """
     weights.save(directory, lm.config, lm.params, _attributes(lm.directory))
     for name in _TOKENIZER_FILES:
