@@ -347,7 +347,7 @@ def _along(
     square = jnp.sum(vector * vector, axis=-1, keepdims=True)
     # A zero vector has no direction: a fraction of it, or what it projects out, is nothing.
     squared = jnp.where(square > 0, square, 1.0)
-    size = jnp.sqrt(jnp.sum(h * h, axis=-1, keepdims=True))
+    size = _norm(h)
     along = jnp.sum(h * vector, axis=-1, keepdims=True) / squared
     projection = along * jnp.sqrt(squared)
     missing = jnp.clip(projection, low, high) - projection
@@ -366,7 +366,7 @@ def _with_latents(
     edit: Latents, h: Float[Array, "batch time width"]
 ) -> tuple[Float[Array, "batch time width"], Bool[Array, "batch time"]]:
     """The activation with the latents edited, and where a latent changed."""
-    norm = jnp.sqrt(jnp.sum(h * h, axis=-1, keepdims=True))
+    norm = _norm(h)
     size = jnp.where(edit.unit_norm & (norm > 0), norm, 1.0)
     pre = jnp.einsum("btd,md->btm", h / size, edit.w_enc) + edit.b_enc
     z = jnp.where(pre > edit.threshold, pre, 0.0)
@@ -375,6 +375,12 @@ def _with_latents(
     edited = jnp.where(add, z + value, jnp.where(clamp, value, z * value))
     delta = edited - z
     return h + size * jnp.einsum("btm,md->btd", delta, edit.w_dec), jnp.any(delta != 0, axis=-1)
+
+
+def _norm(h: Float[Array, "batch time width"]) -> Float[Array, "batch time 1"]:
+    """‖h‖, whose gradient at zero is zero rather than NaN."""
+    square = jnp.sum(h * h, axis=-1, keepdims=True)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
 def _intervention(

@@ -127,7 +127,7 @@ def save(lm: LanguageModel, directory: Path) -> None:
       directory: the folder, which is made if need be.
 
     Raises:
-      UserError: the folder cannot be written.
+      UserError: the folder cannot be written or holds weights under other names.
     """
     config, attributes = lm.config, _json(lm.directory / "config.json")
     if config == _config(lm.directory):

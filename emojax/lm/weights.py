@@ -19,6 +19,7 @@ from emojax.lm.families import FAMILIES
 from emojax.lm.families.family import Stored
 from emojax.lm.tensor_file import Tensor
 
+_INDEX = "model.safetensors.index.json"
 # Tensors are read in pieces of about this many bytes, so that a file is never in memory whole.
 _PIECE = 2**24
 # What JAX needs to take a buffer over rather than copy it, on a CPU.
@@ -81,7 +82,7 @@ def save(
 
     Raises:
       UserError: the attributes describe another decoder or a larger model that it is part of, or
-        the folder cannot be written.
+        the folder cannot be written or holds weights under other names.
     """
     if FAMILIES[config.family].part:
         raise UserError(
@@ -110,6 +111,12 @@ def save(
             yield tensor
 
     files.writable_dir(directory)
+    others = {p.name for pattern in ("*.safetensors", _INDEX) for p in directory.glob(pattern)}
+    if others := sorted(others - {"model.safetensors"}):
+        raise UserError(
+            f"The folder {directory} already holds {', '.join(others)}, which would be read with "
+            "the model saved there; choose an empty folder."
+        )
     size = sum(tensor_file.DTYPES[kind].itemsize * math.prod(s) for kind, s in tensors.values())
     files.require_room(directory, size + 2**20)
     with files.atomic(directory / "model.safetensors") as partial:
@@ -214,7 +221,7 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def _files(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
+    index = directory / _INDEX
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))

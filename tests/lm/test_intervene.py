@@ -10,6 +10,7 @@ from emojax.lm import capture as capturing
 from emojax.lm import decoder, intervene
 from emojax.lm.capture import Tap, capture
 from emojax.lm.intervention_checks import prepare
+from emojax.lm.loss import next_token_loss
 
 pytestmark = pytest.mark.smoke
 
@@ -330,6 +331,30 @@ def test_gradients_flow_through_vectors_and_latents():
         check_grads(loss, (numbers,), order=1, modes="rev", eps=1e-2, rtol=2e-2)
         gradients = jax.grad(loss)(numbers)
     assert all(jnp.any(g != 0) and jnp.all(jnp.isfinite(g)) for g in gradients)
+
+
+@pytest.mark.parametrize("zero", ["embedding", "ablated"])
+def test_gradients_are_finite_where_activations_are_zero(zero):
+    config, params = tiny("gemma3", 2)
+    tokens, mask = jnp.full((1, 4), 7), jnp.ones((1, 4), bool)
+
+    def loss(numbers):
+        embed, vector = numbers
+        layer = 0 if zero == "embedding" else 1
+        where = [{"layer": layer, "site": "resid_pre", "positions": (i, i + 1)} for i in range(3)]
+        edits = [
+            intervene.direction("add", vector, **where[0]),
+            intervene.direction("add", vector, unit="fraction", **where[1]),
+            intervene.latents("add", vector[:M], **SAE, unit_norm=True, **where[2]),
+        ]
+        if zero == "ablated":
+            add = intervene.direction("add", vector, layer=0, site="resid_pre")
+            edits = [add, intervene.ablate(layer=1, site="resid_pre", positions=(0, 3)), *edits]
+        return jnp.sum(next_token_loss(config, params | {"embed": embed}, tokens, mask, edits))
+
+    embed = params["embed"].at[7].set(0.0) if zero == "embedding" else params["embed"]
+    for gradient in jax.grad(loss)((embed, jnp.asarray(VECTOR))):
+        assert jnp.all(jnp.isfinite(gradient)) and jnp.any(gradient != 0)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,19 @@ def test_attributes_of_another_model_are_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("other", ["model.safetensors.index.json", "part-0.safetensors"])
+def test_nothing_is_saved_beside_other_weights(other, tmp_path):
+    config, params = tiny("llama_mha")
+    (tmp_path / other).write_text("{}")
+    with pytest.raises(UserError, match=f"already holds {other}"):
+        weights.save(tmp_path, config, params, CONFIGS["llama_mha"])
+    assert [path.name for path in tmp_path.iterdir()] == [other]
+    (tmp_path / other).unlink()
+    for _ in range(2):  # an earlier save is replaced
+        weights.save(tmp_path, config, params, CONFIGS["llama_mha"])
+    assert_same(weights.load(tmp_path, config), params)
+
+
 @pytest.mark.parametrize("before", ["", "transformer."])
 def test_prefixes_and_masks_of_older_checkpoints(before, hf_tensors, tmp_path):
     config, params = tiny("gpt2")
