@@ -209,17 +209,24 @@ def test_latents_follow_their_formula(mode, value, change, unit_norm):
     assert (found != h).any()
 
 
-def wide(site):
+def wide(site, name="gemma3"):
     """A vector of the site's width."""
-    return np.resize(VECTOR, decoder.site_width(tiny("gemma3")[0], site))
+    return np.resize(VECTOR, decoder.site_width(tiny(name)[0], site))
 
 
-# One for each site and each way of changing nothing.
-NO_OPS = {
-    **{
-        f"at {site}": intervene.direction("add", wide(site), layer=3, site=site, strength=0.0)
+def no_ops_of_sites(name):
+    """An edit at each site that changes nothing."""
+    last = tiny(name)[0].n_layers - 1
+    return {
+        f"at {site}": intervene.direction(
+            "add", wide(site, name), layer=last, site=site, strength=0.0
+        )
         for site in decoder.SITES
-    },
+    }
+
+
+# Each way of changing nothing.
+NO_OPS = {
     "strength 0": intervene.direction("add", VECTOR, **at(strength=0.0)),
     "fraction 0": intervene.direction("add", VECTOR, **at(strength=0.0, unit="fraction")),
     "scale 1": intervene.direction("scale", VECTOR, **at(strength=1.0)),
@@ -239,10 +246,19 @@ NO_OPS = {
 }
 
 
-@pytest.mark.parametrize("why", NO_OPS)
-def test_what_changes_nothing_is_bit_identical(why):
-    taps = [Tap(0), Tap(1), Tap(3), Tap(3, "final_norm")]
-    before, after = read((), taps), read([NO_OPS[why]], taps)
+# Where attention and MLP stand side by side, the sites alone: the ways do not know of blocks.
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        *(("gemma3", why) for why in (*no_ops_of_sites("gemma3"), *NO_OPS)),
+        *(("neox", why) for why in no_ops_of_sites("neox")),
+    ],
+)
+def test_what_changes_nothing_is_bit_identical(name, why):
+    last = tiny(name)[0].n_layers - 1
+    taps = [Tap(0), Tap(1), Tap(last), Tap(last, "final_norm")]
+    edit = (no_ops_of_sites(name) | NO_OPS)[why]
+    before, after = read((), taps, name=name), read([edit], taps, name=name)
     for tap in taps:
         np.testing.assert_array_equal(after[tap], before[tap])
 
@@ -252,7 +268,8 @@ def test_what_changes_nothing_is_bit_identical_in_parts(monkeypatch):
     monkeypatch.setattr(capturing, "_rows_at_once", lambda batch, time: 1)
     capturing._capture.clear_cache()
     before = read((), taps)
-    after = read([NO_OPS[why] for why in ("at mlp_hidden", "strength 0", "silent latents")], taps)
+    every = no_ops_of_sites("gemma3") | NO_OPS
+    after = read([every[why] for why in ("at mlp_hidden", "strength 0", "silent latents")], taps)
     capturing._capture.clear_cache()
     for tap in taps:
         np.testing.assert_array_equal(after[tap], before[tap])

@@ -9,7 +9,7 @@ import parity_table
 import pytest
 from safetensors.numpy import load_file
 from tiny_models import CONFIGS
-from torch_models import run_reference, save_reference
+from torch_models import run_reference, run_sites, save_reference
 
 from emojax.errors import UserError
 from emojax.lm import decoder, generate, weights
@@ -63,6 +63,23 @@ def test_parity_with_transformers(name, tmp_path, parity):
     for tensor, value in first.items():
         assert again[tensor].tobytes() == value.tobytes(), tensor
     found[parity_table.ROUND_TRIP] = "same bits"
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["gemma3", "llama_biases"])
+def test_sites_inside_a_layer(name, tmp_path):
+    pytest.importorskip("torch")
+    reference = save_reference(CONFIGS[name], tmp_path)
+    config = DecoderConfig.from_hf(CONFIGS[name])
+    tokens = np.random.default_rng(0).integers(3, 97, (len(LENGTHS), TIME)).astype(np.int32)
+    mask = np.arange(TIME) < LENGTHS[:, None]
+    theirs = run_sites(reference, tokens, mask)
+    assert len(theirs) == 4 * config.n_layers
+    with jax.default_matmul_precision("highest"):
+        taps = [Tap(layer, site) for layer, site in theirs]
+        ours = capture(config, weights.load(tmp_path, config), tokens, mask, taps)
+    found = {tap: error(ours[tap], theirs[tap.layer, tap.site], mask) for tap in taps}
+    assert max(found.values()) < 1e-5, found
 
 
 def error(ours, theirs, mask):

@@ -35,18 +35,50 @@ def run_reference(model, tokens, mask, keep=0):
         )
         for layer in _blocks(model)
     ]
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    with torch.no_grad():
-        result = model(
-            torch.tensor(np.asarray(tokens, np.int64)),
-            attention_mask=torch.tensor(np.asarray(mask, np.int64)),
-            position_ids=torch.tensor(positions),
-            logits_to_keep=keep if isinstance(keep, int) else torch.tensor(keep),
-            use_cache=False,
-        )
+    result = _run(
+        model, tokens, mask, logits_to_keep=keep if isinstance(keep, int) else torch.tensor(keep)
+    )
     for hook in hooks:
         hook.remove()
     return result.logits.numpy(), outputs
+
+
+def run_sites(model, tokens, mask):
+    """What a model built of Llama's or Gemma's blocks has at a site: (layer, site) -> array."""
+    found = {}
+
+    def keep(layer, site, module, of_input=False):
+        def hook(module, inputs, output):
+            value = inputs if of_input else output
+            found[layer, site] = (value[0] if isinstance(value, tuple) else value).numpy().copy()
+
+        return module.register_forward_hook(hook)
+
+    hooks = []
+    for i, block in enumerate(_blocks(model)):
+        attention, mlp = block.self_attn, block.mlp
+        hooks.append(keep(i, "z", attention.o_proj, of_input=True))
+        hooks.append(keep(i, "mlp_hidden", mlp.down_proj, of_input=True))
+        if hasattr(block, "post_feedforward_layernorm"):  # what these two give is added
+            attention, mlp = block.post_attention_layernorm, block.post_feedforward_layernorm
+        hooks += [keep(i, "attn_out", attention), keep(i, "mlp_out", mlp)]
+    _run(model, tokens, mask)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _run(model, tokens, mask, **how):
+    import torch
+
+    with torch.no_grad():
+        return model(
+            torch.tensor(np.asarray(tokens, np.int64)),
+            attention_mask=torch.tensor(np.asarray(mask, np.int64)),
+            position_ids=torch.tensor(np.maximum(np.cumsum(mask, axis=1) - 1, 0)),
+            use_cache=False,
+            **how,
+        )
 
 
 def _blocks(model):
