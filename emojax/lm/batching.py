@@ -37,10 +37,23 @@ def check_rows(config: DecoderConfig, rows: Sequence[Sequence[int]], room: int =
             )
 
 
-def check_tokens(
-    config: DecoderConfig, tokens: Int[Any, "batch time"], mask: Bool[Any, "batch time"]
-) -> None:
-    """`check_rows` for padded arrays; arrays traced by JAX pass unchecked."""
+def check_tokens(config: DecoderConfig, tokens: Any, mask: Any) -> None:
+    """`check_rows` for padded arrays, tokens and a boolean mask `[batch, time]`.
+
+    Of arrays traced by JAX only the shapes and the mask's type are checked.
+
+    Raises:
+      UserError: as `check_rows`, or an array has the wrong shape or type.
+    """
+    if np.ndim(tokens) != 2:
+        raise UserError(f"The tokens have shape {np.shape(tokens)}; give them as [batch, time].")
+    if np.shape(mask) != np.shape(tokens):
+        raise UserError(
+            f"The mask has shape {np.shape(mask)} and the tokens {np.shape(tokens)}; "
+            "give both the same."
+        )
+    if mask.dtype != bool:
+        raise UserError(f"The mask holds {mask.dtype}, not booleans; give mask.astype(bool).")
     if isinstance(tokens, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         return
     real = np.asarray(mask)

@@ -28,6 +28,12 @@ HOOK_NAMES = {
 }
 
 
+class NotInCache(UserError, KeyError):
+    """An activation that was not read; a `KeyError` too, so that `in` and `get` do not raise it."""
+
+    __str__ = Exception.__str__  # a KeyError's own puts the message in quotes
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ActivationCache(Mapping[Tap, Array]):
     """Activations by tap, `(layer, site)` or TransformerLens name.
@@ -50,18 +56,17 @@ class ActivationCache(Mapping[Tap, Array]):
         """The activations at one place.
 
         Raises:
-          UserError: nothing was read there, or the name is not one of TransformerLens'.
+          NotInCache: nothing was read there, or the name is not one of TransformerLens'.
         """
-        tap = named(key) if isinstance(key, str) else Tap(*key)
+        try:
+            tap = named(key) if isinstance(key, str) else key
+        except UserError as error:
+            raise NotInCache(str(error)) from None
         if tap not in self.read:
-            raise UserError(
-                f"The cache has nothing of layer {tap.layer}, site {tap.site!r}; ask for it in the "
-                "taps of run_with_cache."
+            raise NotInCache(
+                f"The cache has nothing of {tap}; ask for it in the taps of run_with_cache."
             )
-        return self.read[tap]
-
-    def __contains__(self, key: object) -> bool:
-        return (named(key) if isinstance(key, str) else key) in self.read
+        return self.read[Tap(*tap)]
 
     def __iter__(self) -> Iterator[Tap]:
         return iter(self.read)

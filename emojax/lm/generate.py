@@ -24,6 +24,8 @@ from emojax.lm.text import tokenize
 
 # Room for new tokens comes in steps of this many, so that other numbers rarely compile again.
 _ROOM = 32
+# A seed is 32 bits.
+_SEEDS = 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,7 @@ class GenerateSettings:
             "top_k": (self.top_k >= 0, "at least 0"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "repetition_penalty": (0 < self.repetition_penalty < np.inf, "above 0"),
+            "seed": (0 <= self.seed < _SEEDS, f"at least 0 and at most {_SEEDS - 1}"),
         }
         for name, (fine, rule) in allowed.items():
             if not fine:
@@ -104,7 +107,8 @@ def generate(
       seeds: one per prompt, instead of `settings.seed` + its number.
 
     Raises:
-      UserError: there is no prompt, one is empty or too long, or an intervention does not fit.
+      UserError: there is no prompt, one is empty or too long, an intervention does not fit, or a
+        seed is not one of 32 bits.
     """
     tokens, mask, room, run = begin(lm, prompts, settings, interventions, seeds)
     new, logprobs, counts = map(
@@ -144,6 +148,10 @@ def begin(
         seeds = [settings.seed + i for i in range(len(rows))]
     if len(seeds) != len(rows):
         raise UserError(f"There are {len(seeds)} seeds for {len(rows)} prompts; give one for each.")
+    if outside := [seed for seed in seeds if not 0 <= seed < _SEEDS]:
+        raise UserError(
+            f"A row's seed is {outside[0]}; make every one at least 0 and at most {_SEEDS - 1}."
+        )
     stop = lm.config.eos_token_ids if settings.stop_tokens is None else settings.stop_tokens
     # -1 is no token: models without a stop token, or with several, compile alike.
     stops = np.full(-(-max(len(stop), 1) // 8) * 8, -1, np.int32)

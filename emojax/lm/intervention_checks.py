@@ -28,8 +28,8 @@ def prepare(
       length: how many positions a row can have in it, generated tokens included.
 
     Raises:
-      UserError: a site or layer does not exist, a shape does not fit the model or the batch, or a
-        number is NaN or infinite.
+      UserError: a site or layer does not exist, a shape does not fit the model or the batch, a
+        number is NaN or infinite, or a range of positions is none.
     """
     return tuple(
         _prepare(config, given, batch, length, f"Intervention {i + 1} of {len(interventions)}")
@@ -125,6 +125,11 @@ def _weights(
             _full(value, (batch,), f"{what}: {name}", dtype=jnp.int32)[:, None]
             for name, value in zip(("start", "end"), given.positions, strict=True)
         )
+        if not any(map(_traced, given.positions)) and bool(jnp.any((start < 0) | (end < start))):
+            raise UserError(
+                f"{what}: positions starts below 0 or ends before its start; count from the row's "
+                "first real token, which is 0."
+            )
         where = (jnp.arange(length) >= start) & (jnp.arange(length) < end)
     else:
         mask = given.positions if _traced(given.positions) else np.asarray(given.positions)

@@ -32,10 +32,10 @@ from emojax.lm.intervene import (
 FORMAT = 1
 _JSON, _ARRAYS = "interventions.json", "interventions.safetensors"
 _KINDS: dict[str, Any] = {"direction": Direction, "latents": Latents, "patch": Patch}
-# Fields of an edit that are words or flags in the JSON; all others are arrays.
-_WORDS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "direction": {"mode": MODES, "fraction": UNITS},
-    "latents": {"mode": LATENT_MODES, "unit_norm": (False, True)},
+# Fields of an edit that are words or flags in the JSON, with their names there; others are arrays.
+_WORDS: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
+    "direction": {"mode": ("mode", MODES), "fraction": ("unit", UNITS)},
+    "latents": {"mode": ("mode", LATENT_MODES), "unit_norm": ("unit_norm", (False, True))},
     "patch": {},
 }
 _PLACE = ("kind", "site", "layer", "phase")
@@ -133,7 +133,8 @@ def _parts(intervention: Intervention) -> tuple[dict[str, Any], dict[str, np.nda
     for field in dataclasses.fields(edit):
         value = getattr(edit, field.name)
         if field.name in _WORDS[kind]:
-            record[field.name] = _WORDS[kind][field.name][int(value)]
+            name, words = _WORDS[kind][field.name]
+            record[name] = words[int(value)]
         else:
             arrays[field.name] = _array(value)
     return record, arrays
@@ -145,7 +146,7 @@ def _intervention(record: Any, number: int, arrays: dict[str, Any], path: str) -
     if not isinstance(record, dict) or record.get("kind") not in _KINDS:
         raise UserError(f"{where} is of no known kind; use one of {', '.join(_KINDS)}.")
     kind = record["kind"]
-    _only(record, (*_PLACE, *_WORDS[kind]), where)
+    _only(record, (*_PLACE, *(name for name, _ in _WORDS[kind].values())), where)
 
     def word(name: str, allowed: Sequence[Any]) -> int:
         if record[name] not in allowed:
@@ -161,11 +162,11 @@ def _intervention(record: Any, number: int, arrays: dict[str, Any], path: str) -
 
     values = {}
     for field in dataclasses.fields(_KINDS[kind]):
-        if (allowed := _WORDS[kind].get(field.name)) is None:
+        if (named := _WORDS[kind].get(field.name)) is None:
             values[field.name] = array(field.name)
         else:
             is_flag = field.name != "mode"
-            values[field.name] = (np.bool_ if is_flag else np.int32)(word(field.name, allowed))
+            values[field.name] = (np.bool_ if is_flag else np.int32)(word(*named))
     by_mask = f"{number}.positions" in arrays
     return Intervention(
         site=record["site"],

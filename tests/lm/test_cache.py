@@ -48,9 +48,17 @@ def test_chosen_taps_and_interventions(lm):
     for values in cache.values():
         assert (values[cache.mask] == 0).all()
     assert not np.allclose(logits, run_with_cache(lm, ROWS, [(0, "z")])[0])
-    with pytest.raises(UserError, match="nothing of layer 0, site 'z'"):
+    with pytest.raises(UserError, match=r"nothing of Tap.layer=0, site='z'.;"):
         cache["blocks.0.attn.hook_z"]
-    assert (0, "z") not in cache
+    for missing in ((0, "z"), "blocks.0.attn.hook_z", "hook_embed"):
+        assert missing not in cache
+        assert cache.get(missing) is None
+        assert cache.get(missing, 5) == 5
+    with pytest.raises(UserError, match=r"^There is no site with the hook name 'hook_embed'"):
+        cache["hook_embed"]
+    for there in (Tap(1, "mlp_out"), (1, "mlp_out"), "blocks.1.hook_mlp_out"):
+        assert there in cache
+        assert cache.get(there) is cache[1, "mlp_out"]
 
 
 def test_what_cannot_be_read(lm):

@@ -7,7 +7,7 @@ from tiny_models import ragged, tiny, tiny_lm
 from emojax.errors import UserError
 from emojax.lm import capture as capturing
 from emojax.lm import decoder, intervene
-from emojax.lm.batching import batches
+from emojax.lm.batching import batches, check_tokens
 from emojax.lm.capture import Tap, capture, last_token, stream
 
 pytestmark = pytest.mark.smoke
@@ -202,6 +202,26 @@ def test_taps_that_do_not_exist(taps, message, monkeypatch):
     config, params = tiny("gemma3")
     with pytest.raises(UserError, match=message):
         capture(config, params, np.ones((1, 4), np.int32), np.ones((1, 4), bool), taps)
+
+
+TOKENS, MASK = np.full((2, 4), 3), np.ones((2, 4), bool)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mask", "message"),
+    [
+        (TOKENS[0], MASK[0], r"The tokens have shape \(4,\)"),
+        (TOKENS, MASK[:, :3], r"mask has shape \(2, 3\) and the tokens \(2, 4\)"),
+        (TOKENS, MASK[:1], r"mask has shape \(1, 4\)"),
+        (TOKENS, MASK.astype(np.int32), "mask holds int32, not booleans"),
+    ],
+)
+def test_tokens_and_masks_of_another_shape_or_type(tokens, mask, message):
+    config, _ = tiny("gemma3")
+    with pytest.raises(UserError, match=message):
+        check_tokens(config, tokens, mask)
+    with pytest.raises(UserError, match=message):  # traced
+        jax.eval_shape(lambda *arrays: check_tokens(config, *arrays), tokens, mask)
 
 
 @pytest.mark.parametrize(

@@ -237,10 +237,17 @@ def test_bad_settings_seeds_and_interventions(tmp_path, monkeypatch):
         ("top_p", 0.0),
         ("top_p", 1.5),
         ("repetition_penalty", 0.0),
+        ("seed", -1),
+        ("seed", 2**32),
     ):
         with pytest.raises(UserError, match=name):
             GenerateSettings(**{name: value})
     with pytest.raises(UserError, match="2 seeds for 3 prompts"):
         generate(lm, ROWS, GREEDY, seeds=[1, 2])
+    for seed in (-1, 2**32):
+        with pytest.raises(UserError, match=f"A row's seed is {seed};"):
+            generate(lm, ROWS, GREEDY, seeds=[1, seed, 2])
+    with pytest.raises(UserError, match=f"A row's seed is {2**32};"):
+        generate(lm, ROWS, dataclasses.replace(GREEDY, seed=2**32 - 1))
     with pytest.raises(UserError, match="NaN"):
         generate(lm, ROWS, GREEDY, [intervene.ablate(np.full(32, np.nan), layer=0)])

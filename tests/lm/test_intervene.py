@@ -393,6 +393,9 @@ def test_gradients_are_finite_where_activations_are_zero(zero):
         (lambda: intervene.patch(PER_ROW[:, None, 1:], layer=0), r"values has shape \(3, 1, 31\)"),
         (lambda: intervene.patch(PER_ROW * np.inf, layer=0), "values holds NaN"),
         (lambda: intervene.ablate(layer=0, positions=(1, 2, 3)), "tuple of 3"),
+        (lambda: intervene.ablate(layer=0, positions=(-1, 10**6)), "starts below 0"),
+        (lambda: intervene.ablate(layer=0, positions=(3, -1)), "ends before its start"),
+        (lambda: intervene.ablate(layer=0, positions=([0, 4, 0], 3)), "ends before its start"),
         (lambda: intervene.ablate(layer=0, positions=[1, 2]), "neither .start, end. nor a mask"),
         (
             lambda: intervene.ablate(layer=0, positions=np.ones((2, 9), bool)),

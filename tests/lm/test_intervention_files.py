@@ -48,6 +48,16 @@ def test_what_is_loaded_does_the_very_same(tmp_path):
     assert load(tmp_path / "other")[0].site == "resid_post"
 
 
+def test_words_are_those_that_make_an_intervention(tmp_path):
+    save(tmp_path, EVERY_KIND[:2])
+    records = json.loads((tmp_path / "interventions.json").read_text())["interventions"]
+    place = {"kind": "direction", "site": "resid_post", "phase": "both"}
+    assert records == [
+        place | {"layer": 2, "mode": "add", "unit": "fraction"},
+        place | {"layer": 0, "mode": "clamp", "unit": "raw"},
+    ]
+
+
 def test_another_strength_has_another_hash(tmp_path):
     hashes = {
         save(tmp_path / "a", [intervene.direction("add", np.ones(32), layer=1, strength=s)])
