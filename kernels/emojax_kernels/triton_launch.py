@@ -9,13 +9,18 @@ Triton compiles their source: a type checker's wrapper would hide it.
 import importlib
 import importlib.metadata
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from emojax_kernels import varying
+
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+# Triton's interpreter is one per process, devices call it from threads.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def launch(
@@ -45,7 +50,7 @@ def launch(
         ImportError: where there is no jax-triton.
     """
     if 0 in grid or any(0 in o.shape for o in out):
-        return [jax.numpy.zeros(o.shape, o.dtype) for o in out]
+        return _varying([jax.numpy.zeros(o.shape, o.dtype) for o in out], inputs)
     aliases = aliases or {}
     if not INTERPRET and jax.default_backend() != "gpu":
         raise ValueError(
@@ -68,12 +73,18 @@ def launch(
     def interpreted(*inputs: jax.Array) -> list[jax.Array]:
         def host(*arrays: jax.Array) -> list[np.ndarray]:
             numpy = [np.asarray(a) for a in arrays]
-            return interpret(kernel, numpy, out, grid, aliases, constants)
+            with _ONE_AT_A_TIME:
+                return interpret(kernel, numpy, out, grid, aliases, constants)
 
         return jax.pure_callback(host, list(out), *inputs)
 
     run = jax.custom_batching.sequential_vmap(interpreted if INTERPRET else compiled)
-    return run(*inputs)
+    return _varying(run(*inputs), inputs)
+
+
+def _varying(results, inputs):
+    # What a kernel makes varies over devices as what it reads does: neither way to run it says so.
+    return varying.alike(*results, *inputs)[: len(results)]
 
 
 def _compiled(kernel, inputs, out, **options: Any):
