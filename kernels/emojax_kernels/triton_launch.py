@@ -52,9 +52,9 @@ def launch(
     if 0 in grid or any(0 in o.shape for o in out):
         return _varying([jax.numpy.zeros(o.shape, o.dtype) for o in out], inputs)
     aliases = aliases or {}
-    if not INTERPRET and jax.default_backend() != "gpu":
+    if not INTERPRET and (platform := _platform()) != "cuda":
         raise ValueError(
-            f"implementation='triton' on {jax.default_backend()}; supported: an NVIDIA GPU, or "
+            f"implementation='triton' on {platform}; supported: an NVIDIA GPU, or "
             "TRITON_INTERPRET=1 in the environment for Triton's interpreter."
         )
 
@@ -80,6 +80,14 @@ def launch(
 
     run = jax.custom_batching.sequential_vmap(interpreted if INTERPRET else compiled)
     return _varying(run(*inputs), inputs)
+
+
+def _platform():
+    name = jax.default_backend()
+    if name != "gpu":
+        return name
+    # JAX calls an AMD GPU "gpu" as well.
+    return "rocm" if "rocm" in jax.devices()[0].client.platform_version else "cuda"
 
 
 def _varying(results, inputs):

@@ -213,6 +213,11 @@ def test_errors_name_what_is_supported(monkeypatch):
     wide = Shape(2, 4097, 40, 2)
     with pytest.raises(ValueError, match="with d=4097; supported: d up to 4096"):
         step(*problem(wide, RowAdam()), settings=RowAdam(), implementation="pallas_tpu")
+    monkeypatch.setattr(pallas_launch, "MODE", "Interpret")
+    with pytest.raises(
+        ValueError, match=r"EMOJAX_PALLAS_TPU='Interpret' .*; supported: 'interpret'"
+    ):
+        topk_encode(x, w, b, 4, implementation="pallas_tpu")
     monkeypatch.setattr(pallas_launch, "MODE", "")
     with pytest.raises(ValueError, match="'pallas_tpu' on cpu; supported: a TPU, or EMOJAX_PALLAS"):
         topk_encode(x, w, b, 4, implementation="pallas_tpu")
