@@ -8,8 +8,20 @@ NAMES = ("reference", "xla", "triton", "pallas_tpu")
 
 
 def module(op: str, implementation: str) -> types.ModuleType:
-    """`emojax_kernels.<op>.<implementation>`, imported when first asked for."""
-    return importlib.import_module(f"emojax_kernels.{op}.{implementation}")
+    """`emojax_kernels.<op>.<implementation>`, imported when first asked for.
+
+    Raises:
+        ImportError: where Triton is asked for and not installed.
+    """
+    try:
+        return importlib.import_module(f"emojax_kernels.{op}.{implementation}")
+    except ModuleNotFoundError as missing:
+        if missing.name != "triton":
+            raise
+        raise ImportError(
+            f"{op}: implementation='triton' needs Triton; install it with "
+            "`pip install 'emojax-kernels[cuda]'`."
+        ) from missing
 
 
 def find(op: str, implementation: str | None, offered: tuple[str, ...] = NAMES) -> Callable:
@@ -20,6 +32,7 @@ def find(op: str, implementation: str | None, offered: tuple[str, ...] = NAMES) 
 
     Raises:
         ValueError: if `implementation` is none of `offered`.
+        ImportError: where Triton is asked for and not installed.
     """
     name = implementation or automatic()
     if name not in offered:

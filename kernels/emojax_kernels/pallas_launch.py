@@ -37,8 +37,13 @@ def launch(
         **grid: of `pltpu.PrefetchScalarGridSpec`.
 
     Raises:
-        ValueError: where there is no TPU.
+        ValueError: where there is no TPU, or for an unknown EMOJAX_PALLAS_TPU.
     """
+    if MODE not in ("", "interpret", "compile"):
+        raise ValueError(
+            f"EMOJAX_PALLAS_TPU={MODE!r} in the environment; supported: 'interpret', 'compile', or "
+            "unset on a TPU."
+        )
     if not MODE and jax.default_backend() != "tpu":
         raise ValueError(
             f"implementation='pallas_tpu' on {jax.default_backend()}; supported: a TPU, or "

@@ -9,13 +9,18 @@ Triton compiles their source: a type checker's wrapper would hide it.
 import importlib
 import importlib.metadata
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from emojax_kernels import varying
+
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+# Triton's interpreter is one per process, devices call it from threads.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def launch(
@@ -45,11 +50,11 @@ def launch(
         ImportError: where there is no jax-triton.
     """
     if 0 in grid or any(0 in o.shape for o in out):
-        return [jax.numpy.zeros(o.shape, o.dtype) for o in out]
+        return _varying([jax.numpy.zeros(o.shape, o.dtype) for o in out], inputs)
     aliases = aliases or {}
-    if not INTERPRET and jax.default_backend() != "gpu":
+    if not INTERPRET and (platform := _platform()) != "cuda":
         raise ValueError(
-            f"implementation='triton' on {jax.default_backend()}; supported: an NVIDIA GPU, or "
+            f"implementation='triton' on {platform}; supported: an NVIDIA GPU, or "
             "TRITON_INTERPRET=1 in the environment for Triton's interpreter."
         )
 
@@ -68,12 +73,26 @@ def launch(
     def interpreted(*inputs: jax.Array) -> list[jax.Array]:
         def host(*arrays: jax.Array) -> list[np.ndarray]:
             numpy = [np.asarray(a) for a in arrays]
-            return interpret(kernel, numpy, out, grid, aliases, constants)
+            with _ONE_AT_A_TIME:
+                return interpret(kernel, numpy, out, grid, aliases, constants)
 
         return jax.pure_callback(host, list(out), *inputs)
 
     run = jax.custom_batching.sequential_vmap(interpreted if INTERPRET else compiled)
-    return run(*inputs)
+    return _varying(run(*inputs), inputs)
+
+
+def _platform():
+    name = jax.default_backend()
+    if name != "gpu":
+        return name
+    # JAX calls an AMD GPU "gpu" as well.
+    return "rocm" if "rocm" in jax.devices()[0].client.platform_version else "cuda"
+
+
+def _varying(results, inputs):
+    # What a kernel makes varies over devices as what it reads does: neither way to run it says so.
+    return varying.alike(*results, *inputs)[: len(results)]
 
 
 def _compiled(kernel, inputs, out, **options: Any):

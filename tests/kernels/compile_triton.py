@@ -102,12 +102,18 @@ def kernels():
         all_columns | {"N": N, "CHUNK": 256},
         (4, 2),
     )
-    for moments, d in (("fp32", D), ("fp32", 4096), ("bf16", D), ("8bit", D)):
+    for weights, moments, d in (
+        ("fp32", "fp32", D),
+        ("fp32", "fp32", 4096),
+        ("fp32", "bf16", D),
+        ("fp32", "8bit", D),
+        ("bf16", "8bit", D),  # these need no shadows
+    ):
         first = "i8" if moments == "8bit" else moments
         second = "u8" if moments == "8bit" else moments
         names = ("m_enc", "v_enc", "m_dec", "v_dec")
         state = (
-            {"w_enc": "fp32", "w_dec": "fp32", "b_enc": "fp32"}
+            {"w_enc": weights, "w_dec": weights, "b_enc": "fp32"}
             | {name: first if name[0] == "m" else second for name in names}
             | {f"{name}_scales": "fp32" for name in names}
             | {"m_bias": "fp32", "v_bias": "fp32", "shadow_enc": "bf16", "shadow_dec": "bf16"}
@@ -115,7 +121,7 @@ def kernels():
         rest = {"x": "T", "error": "T", "values": "T"} | lists
         parts = {"part_dec": "fp32", "part_enc": "fp32", "part_bias": "fp32"}
         yield (
-            f"row_{moments}_{d}",
+            f"row_{weights}_{moments}_{d}",
             fused_row_update.row_kernel,
             state
             | rest
@@ -123,7 +129,14 @@ def kernels():
             | {"scalars": "fp32", "salts": "u32"}
             | {f"new_{name}": kind for name, kind in state.items()},
             {"B1": 0.9, "B2": 0.999, "EPS": 1e-8, "UNIT": True, "EIGHT_BIT": moments == "8bit"}
-            | {"SCALE_BLOCK": 128, "SHADOW": True, "K": K, "D": d, "CHUNK": 256, "BLOCK": d},
+            | {
+                "SCALE_BLOCK": 128,
+                "SHADOW": weights == "fp32",
+                "K": K,
+                "D": d,
+                "CHUNK": 256,
+                "BLOCK": d,
+            },
             (d // 512, 2),
         )
 

@@ -4,7 +4,9 @@ A program of its own, for the number of devices is fixed when JAX starts.
 """
 
 import functools
+import importlib.util
 
+import conftest  # noqa: F401  Triton's kernels are interpreted
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,15 +23,17 @@ from jax.sharding import AxisType
 from kernel_problems import dictionary
 
 SHAPE = Shape(8, 24, 640, 4)
+SMALL = Shape(4, 16, 96, 2)  # Triton's interpreter is slow
 P = jax.P
 
 
-def data_parallel(mesh, scoring, *inputs):
+def data_parallel(mesh, inputs, k, scoring=None, implementation=None):
     """Gradients of replicated weights, summed over the shards of the batch."""
+    by = {"implementation": implementation}
 
     def loss(x, w_enc, b_enc, w_dec, b_dec):
-        values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k, scoring=scoring)
-        return jax.lax.psum(decode_error(values, indices, w_dec, b_dec, x)[0].sum(), "data")
+        values, indices = topk_encode(x, w_enc, b_enc, k, scoring=scoring, **by)
+        return jax.lax.psum(decode_error(values, indices, w_dec, b_dec, x, **by)[0].sum(), "data")
 
     replicated = (P(), P(), P(), P())
     step = jax.shard_map(
@@ -79,6 +83,12 @@ def rows_by_shard(mesh, x, rows):
     return jax.jit(sharded)(x, rows)
 
 
+def compare(found, wanted):
+    for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        scale = np.abs(np.asarray(want)).max()
+        np.testing.assert_allclose(np.asarray(got) / scale, np.asarray(want) / scale, atol=2e-5)
+
+
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", 4)
     mesh = jax.make_mesh((2, 2), ("data", "latent"), axis_types=(AxisType.Auto, AxisType.Auto))
@@ -89,12 +99,15 @@ def main() -> None:
         values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
         return decode_error(values, indices, w_dec, b_dec, x)[0].sum()
 
-    wanted = jax.tree.leaves(whole(*inputs))
+    wanted = whole(*inputs)
     for scoring in (None, "float8_e4m3fn"):
-        found = jax.tree.leaves(data_parallel(mesh, scoring, *inputs))
-        for got, want in zip(found, wanted, strict=True):
-            scale = np.abs(np.asarray(want)).max()
-            np.testing.assert_allclose(np.asarray(got) / scale, np.asarray(want) / scale, atol=2e-5)
+        compare(data_parallel(mesh, inputs, SHAPE.k, scoring), wanted)
+    if importlib.util.find_spec("triton"):
+        few = dictionary(SMALL)
+        compare(
+            data_parallel(mesh, few, SMALL.k, implementation="triton"),
+            data_parallel(mesh, few, SMALL.k),
+        )
     x, w_enc, b_enc, w_dec, b_dec = inputs
     values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
     want = sparse_decode(values, indices, w_dec, b_dec)

@@ -43,6 +43,15 @@ def test_bfloat16_and_vmap():
     np.testing.assert_array_equal(out, jnp.where(pre > 0.5, pre, 0))
 
 
+def test_what_is_not_finite_and_an_empty_batch():
+    pre = jnp.array([[jnp.nan, jnp.inf, -jnp.inf, 2.0]])
+    np.testing.assert_array_equal(jumprelu(pre, jnp.ones(4), 0.1), [[np.nan, np.inf, 0, 2]])
+    empty = jnp.zeros((0, 4))
+    assert jumprelu(empty, jnp.ones(4), 0.1).shape == (0, 4)
+    gradients = jax.grad(lambda *a: jumprelu(*a, 0.1).sum(), (0, 1))(empty, jnp.ones(4))
+    assert gradients[0].shape == (0, 4) and not gradients[1].any()
+
+
 def test_errors_name_what_is_supported():
     with pytest.raises(ValueError, match=r"bandwidth=0\.0; supported: a positive number"):
         jumprelu(jnp.ones((2, 3)), jnp.ones(3), 0.0)

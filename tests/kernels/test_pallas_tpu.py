@@ -21,24 +21,68 @@ from emojax_kernels.row_products import visits, xla
 from emojax_kernels.shapes import EDGES, Shape
 from emojax_kernels.topk_encode import pallas_tpu as encoder
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from kernel_problems import assert_close, code, dictionary
 from test_fused_row_update import problem, step
 
 BOTH = ("pallas_tpu", "reference")
+WITHOUT_A_KERNEL = ("test_no_tokens", "test_errors_name_what_is_supported")
 
 
 @pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """Small tiles, so that small problems have several; no race in any kernel of any test."""
+def detectors(request, monkeypatch):
+    """Small tiles, so that small problems have several; no race in any kernel of any test.
+
+    JAX makes a detector per kernel and keeps the last: here all are kept.
+    """
     monkeypatch.setattr(pallas_launch, "MODE", "interpret")
     monkeypatch.setattr(encoder, "_TILE", {2: 128, 4: 128})
     monkeypatch.setattr(encoder, "_READ", 128 * 128 * 4)
     monkeypatch.setattr(visits, "_CHUNK", 8)
+    kept, make = [], interpret_pallas_call.RaceDetectionState
+
+    def keep(**options):
+        kept.append(make(**options))
+        return kept[-1]
+
+    monkeypatch.setattr(interpret_pallas_call, "RaceDetectionState", keep)
     pltpu.reset_tpu_interpret_mode_state()
-    yield
-    found = interpret_pallas_call.races
-    assert found is None or not found.races_found
+    yield kept
+    assert not any(detector.races_found for detector in kept)
+    assert kept or request.node.originalname in WITHOUT_A_KERNEL
+
+
+def test_a_race_is_found_whatever_runs_after_it(detectors):
+    """A copy that is read before it has arrived, then a kernel without a race."""
+
+    def kernel(wait_first, source, out, arrived):
+        copy = pltpu.make_async_copy(source, out, arrived)
+        copy.start()
+        if wait_first:
+            copy.wait()
+        out[...] = out[...] + 1
+        if not wait_first:
+            copy.wait()
+
+    def run(wait_first):
+        (out,) = pallas_launch.launch(
+            functools.partial(kernel, wait_first),
+            jnp.ones((8, 128)),
+            out=[jax.ShapeDtypeStruct((8, 128), jnp.float32)],
+            semantics=("arbitrary",),
+            num_scalar_prefetch=0,
+            grid=(1,),
+            in_specs=[pl.BlockSpec((8, 128), lambda i: (0, 0))],
+            out_specs=[pl.BlockSpec((8, 128), lambda i: (0, 0))],
+            scratch_shapes=(pltpu.SemaphoreType.DMA,),
+        )
+        jax.block_until_ready(out)
+
+    run(False)
+    run(True)
+    assert [detector.races_found for detector in detectors] == [True, False]
+    del detectors[0]
 
 
 def encode(shape, *inputs, **options):
@@ -213,6 +257,11 @@ def test_errors_name_what_is_supported(monkeypatch):
     wide = Shape(2, 4097, 40, 2)
     with pytest.raises(ValueError, match="with d=4097; supported: d up to 4096"):
         step(*problem(wide, RowAdam()), settings=RowAdam(), implementation="pallas_tpu")
+    monkeypatch.setattr(pallas_launch, "MODE", "Interpret")
+    with pytest.raises(
+        ValueError, match=r"EMOJAX_PALLAS_TPU='Interpret' .*; supported: 'interpret'"
+    ):
+        topk_encode(x, w, b, 4, implementation="pallas_tpu")
     monkeypatch.setattr(pallas_launch, "MODE", "")
     with pytest.raises(ValueError, match="'pallas_tpu' on cpu; supported: a TPU, or EMOJAX_PALLAS"):
         topk_encode(x, w, b, 4, implementation="pallas_tpu")

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -217,6 +218,21 @@ def test_a_platform_without_an_nvidia_gpu_is_an_error(monkeypatch):
     x, w, b, _, _ = dictionary(ODD)
     with pytest.raises(ValueError, match="'triton' on cpu; supported: an NVIDIA GPU"):
         topk_encode(x, w, b, 5, implementation="triton")
+    amd = types.SimpleNamespace(client=types.SimpleNamespace(platform_version="rocm 60300"))
+    monkeypatch.setattr(triton_launch.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(triton_launch.jax, "devices", lambda: [amd])
+    with pytest.raises(ValueError, match="'triton' on rocm; supported: an NVIDIA GPU"):
+        triton_launch.launch(None, b, out=[jax.ShapeDtypeStruct((1,), b.dtype)], grid=(1,))
+
+
+def test_without_triton_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "emojax_kernels.decode_error.triton", raising=False)
+    x, _, _, w, b = dictionary(ODD)
+    with pytest.raises(
+        ImportError, match=r"needs Triton; install it with `pip install 'emojax-kernels\[cuda\]'"
+    ):
+        decode_error(*code(ODD), w, b, x, implementation="triton")
 
 
 def test_every_kernel_compiles_for_ampere_and_hopper():
@@ -227,6 +243,6 @@ def test_every_kernel_compiles_for_ampere_and_hopper():
     )
     assert done.returncode == 0, done.stderr
     built = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len({line["kernel"] for line in built}) == 13
+    assert len({line["kernel"] for line in built}) == 14
     assert all(line["cubin"] > 0 for line in built)
     assert {line["sm"] for line in built} == {80, 90}

@@ -14,7 +14,7 @@ from emojax_kernels import checks, varying
 
 
 def jumprelu(pre: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
-    """`pre * (pre > threshold)`.
+    """`pre * (pre > threshold)`; NaN where pre is.
 
     Gradients: `(pre > threshold)` for pre, and `-(threshold / bandwidth) * K(u)` for the threshold
     with `u = (pre - threshold) / bandwidth` and `K(u) = (|u| < 1/2)`.
@@ -54,7 +54,7 @@ def _check(op, pre, threshold, bandwidth):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _jumprelu(pre, threshold, bandwidth):
-    return jnp.where(pre > threshold, pre, 0)
+    return jnp.where(pre <= threshold, 0, pre)  # a NaN stays one
 
 
 def _jumprelu_forward(pre, threshold, bandwidth):
