@@ -174,4 +174,5 @@ def test_help_names_the_flags():
 
 def test_results_are_plain_json(finished):
     output, _ = finished
-    assert json.loads((output / "results.json").read_text(encoding="utf-8"))["schema"] == schema.SCHEMA
+    plain = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert plain["schema"] == schema.SCHEMA
