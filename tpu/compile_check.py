@@ -274,7 +274,10 @@ def main(_):
     # The CPU is the host, and libtpu shall not look for a TPU's metadata.
     jax.config.update("jax_platforms", "cpu")
     os.environ.update(
-        TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v6e-4"
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_ACCELERATOR_TYPE="v6e-4",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # it only compiles: others may have libtpu open
     )
     cases = []
     for target in TARGETS.value:

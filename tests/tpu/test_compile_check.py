@@ -88,6 +88,7 @@ def test_the_trainers_step_compiles_for_a_slice_and_is_too_large_for_its_memory_
     ]
     command = [sys.executable, "-m", "tpu.compile_check", *small, "--latents=1024,8388608"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.stdout.count("| v5e-8 |") == 2, done.stderr
     fits, misses = (json.loads(line) for line in done.stderr.splitlines() if line[0] == "{")
     assert done.returncode == 1
     assert "Of 2 cases 1 do not fit" in done.stderr
