@@ -64,13 +64,14 @@ class Checkpoints:
         expected: Any = {"state": like, "digest": bits}
         while (step := self.latest()) is not None:
             try:
-                found: Any = self._files.load(step, expected)
-                fault = _fault(found, like)
+                fault = _other_arrays(self._files.metadata(step).metadata, expected)
+                found: Any = None if fault else self._files.load(step, expected)
+                fault = fault or _other_bits(found)
             except Exception as error:  # Orbax and TensorStore name a damaged file in many ways.
-                found, fault = None, f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            if found is not None and fault is None:
+                fault = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            if fault is None:
                 return found["state"]
-            self._set_aside(step, str(fault))
+            self._set_aside(step, fault)
         return state
 
     def _set_aside(self, step: int, fault: str) -> None:
@@ -102,11 +103,23 @@ def digest(state: Any) -> UInt32[Array, " leaves"]:
     return jnp.stack([of(leaf) for leaf in jax.tree.leaves(state)])
 
 
-def _fault(found: Any, like: Any) -> str | None:
-    """What is wrong with a checkpoint that could be read."""
-    shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(found["state"])]
-    if shapes != [(x.shape, x.dtype) for x in jax.tree.leaves(like)]:
-        return "its arrays have other shapes"
-    if not np.array_equal(jax.device_get(found["digest"]), jax.device_get(digest(found["state"]))):
-        return "its bits are not those that were saved"
+def _other_arrays(there: Any, expected: Any) -> str | None:
+    """What a checkpoint's description says that is not expected, told before anything is read."""
+
+    def described(tree: Any) -> dict[str, str]:
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{[*x.shape]}"
+            for path, x in jax.tree.leaves_with_path(tree)
+        }
+
+    found, wanted = described(there), described(expected)
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            return f"{name} is {found.get(name, 'missing')}, not {wanted.get(name, 'there')}"
     return None
+
+
+def _other_bits(found: Any) -> str | None:
+    if np.array_equal(jax.device_get(found["digest"]), jax.device_get(digest(found["state"]))):
+        return None
+    return "its bits are not those that were saved"
