@@ -2,55 +2,89 @@
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from emojax.lm import sources
 from emojax.lm.capture import Tap
 from emojax.lm.text import tokenize
+from emojax.sae import state as states
 from emojax.sae import store, trainer
 from emojax.sae.coder import SaeConfig
 from emojax.sae.corpus import Rows
+from emojax.sae.step import train_step
 from emojax.sae.train_config import TrainConfig
 
 STEPS = 200
-CHUNK = 256
+TOKENS = 256
 
 
 @pytest.mark.model
-def test_the_fused_run_has_the_reference_s_loss_curve(tmp_path):
+def test_the_fused_step_has_the_reference_s_loss_curve(tmp_path):
+    """Each of the fused steps starts from where the reference is.
+
+    Two free runs part sooner or later, even two of the reference on inputs that differ in the last
+    bit: a latent is selected in one of them only, and Adam's first step for a rare latent is as
+    large as any. What such runs differ by is theirs; what one step differs by is the step's.
+    """
     lm = sources.load("gemma-3-270m")
     root = Path(__file__).parents[2]
-    texts = [root / name for name in ("LICENSE", "README.md", "emojax/data/concepts_zh.toml")]
+    texts = [
+        root / name
+        for name in ("LICENSE", *(f"emojax/data/concepts_{x}.toml" for x in ("en", "zh")))
+    ]
     tokens = [t for row in tokenize(lm, [p.read_text() for p in texts]) for t in row]
     rows = tuple(tuple(tokens[i : i + 128]) for i in range(0, len(tokens), 128))
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()
     train = Rows(rows, (0,) * len(rows), ("en",), digest)
     split = store.capture(
-        lm, Tap(9), {"train": train}, tmp_path / "store", limit_gib=1.0, chunk_tokens=CHUNK
+        lm, Tap(9), {"train": train}, tmp_path / "store", limit_gib=1.0, chunk_tokens=TOKENS
     )["train"]
-    per_epoch = split.steps_per_epoch(CHUNK)
-    assert per_epoch > 10
+    assert split.steps_per_epoch(TOKENS) > 10
     sae = SaeConfig(d_model=640, n_latents=512, k=16, model="gemma-3-270m", layer=9)
     # A latent is soon dead, so that their loss is compared too; the rate is the shipped one.
-    settings = TrainConfig(
-        epochs=-(-STEPS // per_epoch),
-        batch_tokens=CHUNK,
+    reference = TrainConfig(
+        batch_tokens=TOKENS,
         learning_rate=1e-3,
         dead_after_tokens=2000,
         log_every=1,
-        checkpoint_every=10**6,
+        update="optax",
     )
-    curves = {}
-    for update in ("optax", "fused"):
-        folder = tmp_path / update
-        trainer.train(sae, dataclasses.replace(settings, update=update), split, folder)
-        lines = (folder / "training_log.jsonl").read_text().splitlines()
-        curves[update] = np.array([json.loads(line)["loss"] for line in lines[:STEPS]])
-        assert any(json.loads(line)["aux"] > 0 for line in lines)
-    assert len(curves["optax"]) == STEPS
-    assert curves["optax"][-1] < 0.5 * curves["optax"][0]
-    np.testing.assert_allclose(curves["fused"], curves["optax"], rtol=1e-3)
+    fused = dataclasses.replace(reference, update="fused")
+    mesh = states.make_mesh(reference, sae.n_latents)
+    state = states.start(sae, reference, states.sample(split), mesh)
+    batches = split.batches(TOKENS, seed=0)
+    after: dict[str, list[dict]] = {"fused": [], "optax": []}
+    moved = []
+    ours = None
+    for _ in range(STEPS):
+        batch = trainer.placed(next(batches), mesh)
+        before = jax.tree.map(jnp.copy, state)
+        if ours is not None:
+            # Where the last fused step led to, measured as the reference measures it.
+            ours = train_step(sae, reference, STEPS, mesh, ours, batch)
+            after["fused"].append(jax.device_get(ours.sums))
+        ours = train_step(sae, fused, STEPS, mesh, jax.tree.map(jnp.copy, state), batch)
+        state = train_step(sae, reference, STEPS, mesh, state, batch)
+        after["optax"].append(jax.device_get(state.sums))
+        moved.append(
+            jax.tree.map(
+                lambda old, a, b: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b - old)),
+                (before.params, before.mu, before.nu),
+                (ours.params, ours.mu, ours.nu),
+                (state.params, state.mu, state.nu),
+            )
+        )
+    loss, auxiliary = (
+        {name: np.array([sums[part] for sums in curve]) for name, curve in after.items()}
+        for part in ("loss", "aux")
+    )
+    assert (auxiliary["optax"] > 0).sum() > STEPS / 2
+    assert loss["optax"][-1] < 0.5 * loss["optax"][0]
+    np.testing.assert_allclose(loss["fused"], loss["optax"][1:], rtol=1e-3)
+    # What each step moves, of parameters and moments, is the reference's too.
+    assert max(max(jax.tree.leaves(step)) for step in moved) < 1e-3
