@@ -85,3 +85,19 @@ def atomic(path: Path) -> Iterator[Path]:
             f"{path} could not be written ({reason(error)}); mend that and run again: "
             "nothing that was there before is lost."
         ) from error
+
+
+def replace_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Replaces the lines of a document between two marks, which stay.
+
+    Raises:
+      UserError: a mark is missing, or is there more than once.
+    """
+    before = path.read_text(encoding="utf-8")
+    if before.count(begin) != 1 or before.count(end) != 1:
+        raise UserError(f"{path} does not hold {begin} and {end} once each; restore them.")
+    head, _, rest = before.partition(begin)
+    with atomic(path) as partial:
+        partial.write_text(
+            f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8"
+        )
