@@ -25,7 +25,8 @@ _SET = flags.DEFINE_multi_string(
     "An override such as study.writing.strength=0.05; may be repeated. Commas separate values "
     "(study.languages=en,zh), bars separate texts (study.writing.prompts_en=Hello, I | Dear all,). "
     "study.norms_en.path=FILE takes human ratings of your own, a CSV or TSV file; "
-    "study.norms_en.word, .valence and .arousal name its columns.",
+    "study.norms_en.word, .valence and .arousal name its columns. study.concepts_en=FILE takes "
+    "emotion words of your own, a TOML file like emojax/data/concepts_en.toml.",
 )
 _OUTPUT = flags.DEFINE_string("output", "runs/quickstart", "Folder of the report and the results.")
 

@@ -82,19 +82,19 @@ def load(language: str) -> ConceptSet:
             f"{', '.join(LANGUAGES)}."
         )
     with resources.as_file(resources.files("emojax") / f"data/concepts_{language}.toml") as path:
-        return read(path)
+        return read(path, language)
 
 
-def read(path: Path) -> ConceptSet:
+def read(path: Path, language: str) -> ConceptSet:
     """Reads a concept-set from a TOML file: `language`, and a table `words` of lists of words.
 
     Raises:
-      UserError: the file is not such a file, a category is missing, unknown or has fewer than 15
-        words, or a word is empty, has blanks round it or stands twice.
+      UserError: the file is not such a file or of another language, a category is missing, unknown
+        or has fewer than 15 words, or a word is empty, has blanks round it or stands twice.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        language, table = content["language"], content["words"]
+        found, table = content["language"], content["words"]
         lists = {category: list(words) for category, words in table.items()}
     except OSError as error:
         raise UserError(
@@ -109,6 +109,11 @@ def read(path: Path) -> ConceptSet:
             f"The concept-set {path} needs a key 'language' and a table 'words' with a list of "
             "words per category; add them."
         ) from None
+    if found != language:
+        raise UserError(
+            f"The concept-set {path} is in the language {found!r}, not {language!r}; give another "
+            "file, or mend its key 'language'."
+        )
     if odd := sorted(set(CATEGORIES) ^ set(lists)):
         raise UserError(
             f"The concept-set {path} has missing or unknown categories ({', '.join(odd)}); it "

@@ -63,10 +63,12 @@ class Checkpoints:
         bits = jax.ShapeDtypeStruct(bits.shape, bits.dtype, sharding=state.step.sharding)
         expected: Any = {"state": like, "digest": bits}
         while (step := self.latest()) is not None:
+            found: Any = None
             try:
                 fault = _other_arrays(self._files.metadata(step).metadata, expected)
-                found: Any = None if fault else self._files.load(step, expected)
-                fault = fault or _other_bits(found)
+                if fault is None:
+                    found = self._files.load(step, expected)
+                    fault = _other_bits(found)
             except Exception as error:  # Orbax and TensorStore name a damaged file in many ways.
                 fault = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             if fault is None:

@@ -63,7 +63,7 @@ def run(
         config=json.loads(json.dumps(dataclasses.asdict(settings))),
         seconds=dict(seconds),
         peak_memory_gib=peak / (2**30 if sys.platform == "darwin" else 2**20),
-        sources=_sources(lm, trained, material),
+        sources=_sources(settings, lm, trained, material),
     )
 
 
@@ -164,7 +164,10 @@ def notes(settings: Study) -> list[str]:
 
 
 def _sources(
-    lm: LanguageModel, trained: Artefact, material: Mapping[schema.Language, Material]
+    settings: Study,
+    lm: LanguageModel,
+    trained: Artefact,
+    material: Mapping[schema.Language, Material],
 ) -> list[schema.Source]:
     read = [
         schema.Source(
@@ -180,7 +183,7 @@ def _sources(
         schema.Source(
             name=f"Concept-sets, {LANGUAGES[language]}",
             role=f"{LANGUAGES[language]} words of each emotion",
-            licence="Apache-2.0",
+            licence="Apache-2.0" if settings.concepts(language) is None else "the user's own file",
             url=None,
             sha256=m.concepts.sha256,
         )

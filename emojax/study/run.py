@@ -156,9 +156,10 @@ def lists(settings: Study, language: schema.Language, development: bool) -> List
         away, so that what is chosen on them has not seen these.
 
     Raises:
-      UserError: the norm cannot be read or fetched.
+      UserError: the concept-set or the norm cannot be read or fetched.
     """
-    chosen = concepts.load(language)
+    listed = settings.concepts(language)
+    chosen = concepts.load(language) if listed is None else concepts.read(Path(listed), language)
     own = settings.norms(language)
     if own.path is not None:
         norm = norms.read(Path(own.path), language, own.word, own.valence, own.arousal)
@@ -177,7 +178,8 @@ def check(settings: Study, language: schema.Language) -> None:
     """Checks what can be checked of a language without the model.
 
     Raises:
-      UserError: the norm cannot be read, has too few words or rates too few emotions.
+      UserError: the concept-set or the norm cannot be read, or the norm has too few words or rates
+        too few emotions.
     """
     drawn = lists(settings, language, False)
     ratings.check(drawn.tested, settings.folds)

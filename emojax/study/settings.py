@@ -111,6 +111,8 @@ class Study:
     writing: Writing = Writing()
     norms_en: NormsFile = NormsFile()
     norms_zh: NormsFile = NormsFile()
+    concepts_en: str | None = None  # a concept-set of the user's own (TOML); None: the shipped one
+    concepts_zh: str | None = None
     thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
     folds: int = 5
     outside_draws: int = 5  # of as many latents outside the space; odd, the middle one is shown
@@ -131,6 +133,10 @@ class Study:
     def norms(self, language: Literal["en", "zh"]) -> NormsFile:
         """Where a language's human ratings are read."""
         return self.norms_en if language == "en" else self.norms_zh
+
+    def concepts(self, language: Literal["en", "zh"]) -> str | None:
+        """Where a language's concept-set is read; None: the shipped one."""
+        return self.concepts_en if language == "en" else self.concepts_zh
 
     def __post_init__(self):
         if not self.languages or len(set(self.languages)) < len(self.languages):

@@ -61,6 +61,7 @@ def toml(**changes):
         (toml(joy=["fear3", *[f"w{i}" for i in range(15)]]), "under 'fear' and under 'joy'"),
         (toml(joy=[f" w{i}" for i in range(15)]), "blanks"),
         (toml(joy=list(range(15))), "not a word"),
+        (toml().replace('"en"', '"fr"'), "in the language 'fr', not 'en'"),
         ("language = [", "not TOML"),
         ('language = "en"', "needs a key 'language' and a table 'words'"),
         ("language = 'en'\nwords = 3", "needs a key 'language' and a table 'words'"),
@@ -70,22 +71,22 @@ def test_bad_files_are_told_in_one_sentence(tmp_path, content, said):
     path = tmp_path / "concepts.toml"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=said) as error:
-        concepts.read(path)
+        concepts.read(path, "en")
     assert str(path) in str(error.value)
 
 
 def test_absent_files_languages_and_encodings(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        concepts.read(tmp_path / "none.toml")
+        concepts.read(tmp_path / "none.toml", "en")
     with pytest.raises(UserError, match="'de'"):
         concepts.load("de")
     path = tmp_path / "gbk.toml"
     path.write_bytes("language = '中文'".encode("gbk"))
     with pytest.raises(UserError, match="UTF-8"):
-        concepts.read(path)
+        concepts.read(path, "en")
 
 
 def test_a_file_that_keeps_the_rules_is_read(tmp_path):
     path = tmp_path / "concepts.toml"
     path.write_text(toml(), encoding="utf-8")
-    assert concepts.read(path).of("anger") == tuple(f"anger{i}" for i in range(15))
+    assert concepts.read(path, "en").of("anger") == tuple(f"anger{i}" for i in range(15))

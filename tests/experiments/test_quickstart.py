@@ -145,6 +145,13 @@ def test_bad_norms_are_named_before_the_model_is_loaded_and_leave_earlier_result
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path):
+    words = tmp_path / "mine.toml"
+    words.write_text('language = "en"\n[words]\njoy = ["joy", "glad"]\n')
+    done = run(tmp_path / "own", **{"study.concepts_en": str(words)})
+    assert done.returncode == 1
+    assert "mine.toml has missing or unknown categories" in done.stderr
+    assert "load the model" not in done.stdout
+
     done = run(tmp_path, study__sae="nowhere")
     assert done.returncode == 1
     assert "error: There is no dictionary at nowhere" in done.stderr
@@ -167,7 +174,14 @@ def test_help_names_the_flags():
         capture_output=True,
         text=True,
     )
-    for flag in ("--config", "--set", "--output", "study.norms_en.path", "bars"):
+    for flag in (
+        "--config",
+        "--set",
+        "--output",
+        "study.norms_en.path",
+        "study.concepts_en",
+        "bars",
+    ):
         assert flag in done.stdout
     assert "report.html" in done.stdout
 

@@ -131,6 +131,15 @@ def test_a_norm_of_the_users_own_is_read_with_its_columns(tmp_path: Path):
     assert set(drawn.tested.words) <= set(plain)
 
 
+def test_emotion_words_of_the_users_own_are_read(tmp_path: Path):
+    shipped = (Path(run.__file__).parents[1] / "data/concepts_en.toml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(shipped.replace('"admire", ', '"admirable", '), encoding="utf-8")
+    drawn = run.lists(dataclasses.replace(STUDY, concepts_en=str(path)), "en", False)
+    assert "admirable" in drawn.concepts.of("admiration")
+    assert "admire" not in drawn.concepts.words
+
+
 def test_reading_gives_every_list_its_codes_and_text_is_checked(tmp_path: Path):
     lm, trained = tiny_study.language_model(tmp_path), tiny_study.dictionary()
     run.check_text(STUDY, lm, "en")
