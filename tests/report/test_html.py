@@ -170,6 +170,7 @@ def test_what_was_left_out_is_said(found):
     plain["cross_language"] = None
     text = Page(html.build(plain)).text
     assert "No judge read these texts" in text
+    assert "Judged as the emotion" not in text
     assert "this run has one language" in text
     plain["steering"] = None
     assert "This run steered nothing." in Page(html.build(plain)).text
