@@ -2,37 +2,10 @@
 
 import numpy as np
 
+from emojax.emotion.concepts import CATEGORIES
 from emojax.report import results
 from emojax.report.results import Results
 
-EMOTIONS = [
-    "admiration",
-    "amusement",
-    "anger",
-    "annoyance",
-    "approval",
-    "caring",
-    "confusion",
-    "curiosity",
-    "desire",
-    "disappointment",
-    "disapproval",
-    "disgust",
-    "embarrassment",
-    "excitement",
-    "fear",
-    "gratitude",
-    "grief",
-    "joy",
-    "love",
-    "nervousness",
-    "optimism",
-    "pride",
-    "relief",
-    "remorse",
-    "sadness",
-    "surprise",
-]
 WORDS = {
     "en": ["plum", "kettle", "ribbon", "lantern", "gravel"],
     "zh": ["桌子", "天空", "河流", "石头", "窗户"],
@@ -70,7 +43,7 @@ def make(seed: int = 0) -> Results:
         ]
 
     categories: list[results.CategoryFeatures] = []
-    for emotion in EMOTIONS:
+    for emotion in CATEGORIES:
         en, zh = latents("en"), latents("zh")
         shared = {x["latent"] for x in en} & {x["latent"] for x in zh}
         categories.append(
@@ -121,7 +94,7 @@ def make(seed: int = 0) -> Results:
             )
 
     spaces: list[results.Space] = []
-    place = random.normal(size=(len(EMOTIONS), 4))
+    place = random.normal(size=(len(CATEGORIES), 4))
     for language in ("en", "zh"):
         coords = place + 0.4 * random.normal(size=place.shape)
         distance = np.linalg.norm(coords[:, None] - coords[None], axis=-1)
@@ -129,7 +102,7 @@ def make(seed: int = 0) -> Results:
             {
                 "language": language,
                 "n_latents": 120,
-                "emotions": list(EMOTIONS),
+                "emotions": list(CATEGORIES),
                 "coords": coords.tolist(),
                 "explained_variance": [0.31, 0.17, 0.09, 0.05],
                 "valence": (5 + 1.5 * coords[:, 0]).tolist(),
@@ -166,7 +139,7 @@ def make(seed: int = 0) -> Results:
     for index, prompt in enumerate(prompts):
         language = prompt["language"]
         for method in ("none", "sae", "random"):
-            for emotion in [None, None] if method == "none" else EMOTIONS:
+            for emotion in [None, None] if method == "none" else CATEGORIES:
                 held = [] if random.uniform() < 0.6 else [WORDS[language][0]]
                 rows.append(
                     {
@@ -333,7 +306,7 @@ def make(seed: int = 0) -> Results:
                     "fingerprint": "ef" * 32,
                     "promoted_tokens": [" plum", " kettle", "桌子", "ing", " ribbon"],
                 }
-                for emotion in EMOTIONS
+                for emotion in CATEGORIES
             ],
             "rows": rows,
             "summary": [

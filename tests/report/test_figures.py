@@ -7,6 +7,7 @@ import pytest
 import synthetic_results
 from matplotlib.figure import Figure
 
+from emojax.emotion.concepts import CATEGORIES
 from emojax.report import figures
 
 
@@ -99,7 +100,7 @@ def test_labels_of_crowded_points_do_not_overlap(seed):
     axes = figure.subplots()
     axes.scatter(*xy.T)
     axes.margins(0.12, 0.08)
-    figures._label_points(figure, axes, xy, synthetic_results.EMOTIONS, [40.0] * 26)
+    figures._label_points(figure, axes, xy, CATEGORIES, [40.0] * 26)
     renderer = figure.canvas.get_renderer()
     boxes = [text.get_window_extent(renderer) for text in axes.texts]
     clashes = [

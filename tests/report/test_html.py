@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 import synthetic_results
 
+from emojax.emotion.concepts import CATEGORIES
 from emojax.errors import UserError
 from emojax.report import html
 from emojax.report.table import markdown
@@ -77,7 +78,7 @@ def test_the_page_holds_every_section_and_the_numbers(found, text):
         assert source["licence"] in page.text
     for row in found["steering"]["rows"][:1]:
         assert row["text"].strip() in page.text
-    for emotion in synthetic_results.EMOTIONS:
+    for emotion in CATEGORIES:
         assert emotion in page.text
     assert "No numeric replication is claimed" in page.text
 
@@ -87,7 +88,7 @@ def test_every_emotion_stands_beside_the_unsteered_text(found, text):
     assert len(tables) == 2  # two pairs of an English and a Chinese prompt
     for table in tables:
         rows = re.findall(r'<th scope="row">([^<]*)</th>', table)
-        assert rows == ["unsteered", *synthetic_results.EMOTIONS, "unsteered"]
+        assert rows == ["unsteered", *CATEGORIES, "unsteered"]
         assert len(re.findall("<td>", table)) == 2 * 28
 
 
