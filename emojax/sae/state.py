@@ -2,12 +2,13 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
@@ -56,14 +57,24 @@ class TrainState(NamedTuple):
     step: Any
 
 
-def make_mesh(settings: TrainConfig, n_latents: int) -> Mesh:
+def make_mesh(settings: TrainConfig, n_latents: int, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh (`data`, `latent`) over the first devices, or over all of them if several processes.
+
+    Where the devices lie in several slices (TPU slices, GPU hosts), between which there is only a
+    network, one axis crosses it and the other stays within: `data` crosses if the slices divide it,
+    else `latent`.
+
+    Args:
+      settings: the sizes of the axes, and the batch.
+      n_latents: latents of the dictionary.
+      devices: those that there are (default: JAX's).
 
     Raises:
       UserError: there are too few devices, or an axis does not divide what it splits.
     """
     shape = (settings.data_shards, settings.latent_shards)
-    size, there = math.prod(shape), jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    size, there = math.prod(shape), len(devices)
     named = f"The mesh of {shape[0]} data by {shape[1]} latent shards"
     if size > there:
         raise UserError(f"{named} needs {size} devices and there are {there}; give smaller shards.")
@@ -78,7 +89,25 @@ def make_mesh(settings: TrainConfig, n_latents: int) -> Mesh:
             f"{n_latents} latents; give shards that do."
         )
     axes = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh(shape, ("data", "latent"), axes, devices=jax.devices()[:size])
+    devices = devices[:size]
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # Without the split, a torus of 4 × 4 chips could not be 2 × 8 shards.
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        if shape[0] % slices == 0:
+            within, across = (shape[0] // slices, shape[1]), (slices, 1)
+        elif shape[1] % slices == 0:
+            within, across = (shape[0], shape[1] // slices), (1, slices)
+        else:
+            raise UserError(
+                f"{named} cannot be laid over {slices} slices; make one of the two a multiple of "
+                f"{slices}."
+            )
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
+    return Mesh(grid, ("data", "latent"), axis_types=axes)
 
 
 def specs(tree: Any) -> Any:
