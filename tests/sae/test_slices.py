@@ -49,10 +49,14 @@ def test_latents_cross_where_there_are_no_shards_of_tokens_for_each_slice():
     assert slices_of(2, 6, three).tolist() == [[0, 0, 1, 1, 2, 2]] * 2
 
 
-def test_a_mesh_whose_axes_no_number_of_slices_divides_is_refused():
+def test_a_mesh_that_the_slices_do_not_divide_or_that_leaves_some_idle_is_refused():
     three = [Device(i, i // 4) for i in range(12)]
+    settings = TrainConfig(batch_tokens=96, data_shards=4, latent_shards=1)
+    with pytest.raises(UserError, match="use them all"):
+        make_mesh(settings, 96, three)
+    four = [three[0], three[4], three[5], three[8]]
     with pytest.raises(UserError, match="over 3 slices; make one of the two a multiple of 3"):
-        slices_of(4, 1, [*three[:1], *three[4:6], *three[8:9]])
+        make_mesh(settings, 96, four)
 
 
 def test_one_slice_keeps_the_order_of_the_devices():
