@@ -1,6 +1,7 @@
-"""The figure of a `benchmarks.train_step` run: tokens per second of each contender."""
+"""The figures of `benchmarks.train_step` and `benchmarks.scaling`."""
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,36 @@ from emojax import files
 _OURS, _OTHERS = "#1b6ca8", "#b9c0c7"
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
-    """Writes an SVG with one panel for each shape and kind of activations.
-
-    Args:
-      report: what the benchmark measured, with the machine.
-      path: of the figure; nothing is written where there is no matplotlib (extra `bench`).
-    """
+def _pyplot() -> Any:
+    """Matplotlib, set up for SVG that is the same in every run, or None where there is none."""
     if importlib.util.find_spec("matplotlib") is None:
         print("no figure: it needs matplotlib (pip install 'emojax[bench]')")
-        return
+        return None
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "emojax", "font.size": 9})
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def _save(canvas: Any, path: Path) -> None:
+    with files.atomic(path) as partial:
+        canvas.savefig(partial, format="svg", metadata={"Date": None})
+    print(f"written to {path}")
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Writes an SVG of a training step with one panel for each shape and kind of activations.
+
+    Args:
+      report: what the benchmark measured, with the machine.
+      path: of the figure; nothing is written where there is no matplotlib (extra `bench`).
+    """
+    pyplot = _pyplot()
+    if pyplot is None:
+        return
     results = report["results"]
     canvas, panels = pyplot.subplots(
         1, len(results), figsize=(3.6 * len(results), 2.6), layout="constrained", squeeze=False
@@ -43,6 +58,44 @@ def draw(report: dict[str, Any], path: Path) -> None:
         panel.set_xlabel("thousand tokens/s")
         panel.spines[["top", "right"]].set_visible(False)
     canvas.suptitle(f"Whole training step on {report['device']}; dotted: roofline", fontsize=9)
-    with files.atomic(path) as partial:
-        canvas.savefig(partial, format="svg", metadata={"Date": None})
-    print(f"written to {path}")
+    _save(canvas, path)
+
+
+def draw_scaling(report: dict[str, Any], axes: Mapping[str, str], path: Path) -> None:
+    """Writes an SVG with a panel for the time and one for the memory of each axis that grows.
+
+    Args:
+      report: what the benchmark measured, with the machine.
+      axes: what each axis is, by its name in the report.
+      path: of the figure; nothing is written where there is no matplotlib (extra `bench`).
+    """
+    pyplot = _pyplot()
+    if pyplot is None:
+        return
+    rows = (("median_ms", "roofline_ms", "ms a step"), ("memory_mib", "roofline_mib", "MiB"))
+    canvas, panels = pyplot.subplots(
+        2,
+        len(axes),
+        figsize=(2.6 * len(axes), 4.4),
+        layout="constrained",
+        sharex="col",
+        sharey="row",
+    )
+    for (axis, name), column in zip(axes.items(), panels.T, strict=True):
+        ran = {
+            int(s): f for s, f in report["results"][axis]["figures"].items() if "absent" not in f
+        }
+        for panel, (measured, floor, unit) in zip(column, rows, strict=True):
+            panel.plot(list(ran), [f[measured] for f in ran.values()], "o-", color=_OURS)
+            panel.plot(list(ran), [f[floor] for f in ran.values()], ":", color="black")
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+            panel.yaxis.set_major_formatter("{x:,.0f}")
+            panel.yaxis.set_minor_formatter("")
+            if panel in panels[:, 0]:
+                panel.set_ylabel(unit)
+            panel.spines[["top", "right"]].set_visible(False)
+        column[-1].set_xticks(list(ran), [f"{size:,}" for size in ran], minor=False)
+        column[-1].set_xlabel(name)
+    canvas.suptitle(f"The trainer's step on {report['device']}; dotted: roofline", fontsize=9)
+    _save(canvas, path)

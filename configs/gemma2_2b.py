@@ -10,13 +10,14 @@ Download google/gemma-2-2b from Hugging Face into `models/gemma-2-2b`. Its weigh
       --corpus en=en.txt.gz,zh=zh.txt.gz \
       --set sae.n_latents=4096 --set data.tokens=200000 --set train.batch_tokens=512
 
-One GPU, as configured:
+One GPU with room for them and for the dictionary, as configured:
 
     python -m experiments.train_sae --config configs/gemma2_2b.py \
       --corpus en=en.txt.gz,zh=zh.txt.gz
 
-A TPU pod, the same command on every host, with the corpora and the folders on a disk that all of
-them see; 16 devices here, each with an eighth of the latents and half of the tokens:
+A TPU pod (each host reads the model onto its first device): the same command on every host, with
+the corpora and the folders on a disk that all of them see; 16 devices here, each with an eighth of
+the latents and half of the tokens (`tpu/README.md`):
 
     python -m experiments.train_sae --config configs/gemma2_2b.py \
       --corpus en=en.txt.gz,zh=zh.txt.gz --distributed \

@@ -1,10 +1,27 @@
 """SmolLM2-135M-Instruct, layer 15 of 30, English only.
 
-No dictionary is shipped for it. Train one, from this folder's top, then run the main job with it:
+No dictionary is shipped for it. Train one on a laptop, from this folder's top, then run the main
+job with it:
 
     python -m experiments.train_sae --config configs/smollm2_135m.py \
       --corpus en=en_novels_pd_30mb.txt.gz,en=goemo_train.tsv --artefact runs/smollm2_135m/artefact
     python -m experiments.quickstart --config configs/smollm2_135m.py --output runs/smollm2_135m
+
+One GPU: a wider one, in larger batches:
+
+    python -m experiments.train_sae --config configs/smollm2_135m.py \
+      --corpus en=en_novels_pd_30mb.txt.gz,en=goemo_train.tsv --out runs/smollm2_135m_16k \
+      --set sae.n_latents=16384 --set train.batch_tokens=4096
+
+A TPU pod, the same command on every host, with the corpora and the folders on a disk that all of
+them see; 16 devices here, each with an eighth of the latents and half of the tokens
+(`tpu/README.md`):
+
+    python -m experiments.train_sae --config configs/smollm2_135m.py \
+      --corpus en=en_novels_pd_30mb.txt.gz,en=goemo_train.tsv \
+      --distributed --out /shared/smollm2_135m --store /shared/smollm2_135m/activations \
+      --set sae.n_latents=16384 --set train.batch_tokens=4096 \
+      --set train.data_shards=2 --set train.latent_shards=8
 """
 
 from emojax.config import Config

@@ -1,3 +1,5 @@
+import ast
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,24 @@ GEMMA = CONFIGS / "gemma3_270m.py"
 def test_every_config_loads(path):
     loaded = config.load(path)
     assert loaded.sae.model == loaded.study.model
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_the_docstring_trains_on_a_laptop_a_gpu_and_a_pod(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text is not None
+    lines = text.replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line) for line in lines if "experiments.train_sae" in line]
+    assert len(commands) == 3
+    for words in commands:
+        assert words[3:5] == ["--config", f"configs/{path.stem}.py"]
+        sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        loaded = config.load(path, sets)
+        shards = (loaded.train.data_shards, loaded.train.latent_shards)
+        assert shards == ((2, 8) if words is commands[-1] else (1, 1))
+        assert ("--distributed" in words) == (words is commands[-1])
+        assert loaded.train.batch_tokens % shards[0] == 0
+        assert loaded.sae.n_latents % shards[1] == 0
 
 
 def test_overrides_are_typed_by_the_annotation():

@@ -5,9 +5,12 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from emojax import config as configs
 from emojax.errors import UserError
+from emojax.sae import state
 from tpu.chips import Slices
 
 # Where the network file system is mounted on every host.
@@ -104,14 +107,34 @@ class Job:
         ]
 
 
+def check_training(job: Job) -> None:
+    """Reads the job's config, where it lies in this repository, and lays its mesh over the slices.
+
+    Raises:
+      UserError: the config, an override or the mesh would be refused on the pod.
+    """
+    path = Path(option(job.train, "config") or "")
+    if path.is_relative_to(SHARED):
+        return
+    config = configs.load(path, list(options(job.train, "set")))
+    devices = job.slices.chips * job.slices.count * job.slices.chip.devices
+    state.mesh_parts(
+        config.train, config.sae.n_latents, devices, job.slices.count, use_all=devices > 1
+    )
+
+
 def option(words: Sequence[str], name: str) -> str | None:
-    """The value of `--name value` or `--name=value` among words, or None."""
+    """The value of the first `--name value` or `--name=value` among words, or None."""
+    return next(options(words, name), None)
+
+
+def options(words: Sequence[str], name: str) -> Iterator[str]:
+    """The value of each `--name value` or `--name=value` among words."""
     for i, word in enumerate(words):
         if word == f"--{name}" and i + 1 < len(words):
-            return words[i + 1]
-        if word.startswith(f"--{name}="):
-            return word.partition("=")[2]
-    return None
+            yield words[i + 1]
+        elif word.startswith(f"--{name}="):
+            yield word.partition("=")[2]
 
 
 def execute(command: Sequence[str], stdin: str | None = None) -> str:

@@ -6,7 +6,7 @@ from absl import flags
 
 from emojax.errors import UserError
 from tpu.chips import Slices
-from tpu.job import SHARED, Job
+from tpu.job import SHARED, Job, check_training
 
 NAME = flags.DEFINE_string("name", None, "Name of the job.", required=True)
 TPU = flags.DEFINE_string("tpu", "v5e", "Kind of TPU: v5e, v5p, v6e or tpu7x.")
@@ -31,13 +31,13 @@ def from_flags() -> Job:
     """The job that the flags describe.
 
     Raises:
-      UserError: a value does not fit.
+      UserError: a value does not fit, or what is to be trained does not fit the slices.
     """
     try:
         train = tuple(shlex.split(TRAIN.value))
     except ValueError as error:
         raise UserError(f"The --train string cannot be read ({error}); mend its quotes.") from error
-    return Job(
+    job = Job(
         name=NAME.value,
         slices=Slices(TPU.value, CHIPS.value, SLICES.value),
         image=IMAGE.value,
@@ -51,3 +51,5 @@ def from_flags() -> Job:
         spot=SPOT.value,
         reservation=RESERVATION.value,
     )
+    check_training(job)
+    return job

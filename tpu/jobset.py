@@ -2,7 +2,8 @@
 
     python -m tpu.jobset --name sae --tpu v5e --chips 16 --slices 2 --image IMAGE \
       --nfs 10.0.0.2:/share --train "--config configs/gemma3_270m.py \
-      --corpus en=/shared/en.txt.gz --out /shared/runs/sae" --dry_run
+      --corpus en=/shared/en.txt.gz,zh=/shared/zh.txt.gz --out /shared/runs/sae \
+      --set train.data_shards=4 --set train.latent_shards=8" --dry_run
 
 prints the manifest; without --dry_run it goes to `kubectl apply`. The cluster needs the JobSet
 controller and a TPU node pool per slice (tpu/README.md).

@@ -2,7 +2,8 @@
 
     python -m tpu.queued_resources --project P --zone us-west4-a --name sae --tpu v5e --chips 16 \
       --image IMAGE --nfs 10.0.0.2:/share --train "--config configs/gemma3_270m.py \
-      --corpus en=/shared/en.txt.gz --out /shared/runs/sae" --dry_run
+      --corpus en=/shared/en.txt.gz,zh=/shared/zh.txt.gz --out /shared/runs/sae \
+      --set train.data_shards=4 --set train.latent_shards=4" --dry_run
 
 prints the commands, in order. Without --dry_run it runs them. The container runs on without this
 program: its output is in `docker logs train` on each VM.

@@ -2,7 +2,8 @@
 
     python -m tpu.xpk --project P --zone us-west4-a --cluster C --name sae --tpu v5e --chips 16 \
       --image IMAGE --nfs 10.0.0.2:/share --train "--config configs/gemma3_270m.py \
-      --corpus en=/shared/en.txt.gz --out /shared/runs/sae" --dry_run
+      --corpus en=/shared/en.txt.gz,zh=/shared/zh.txt.gz --out /shared/runs/sae \
+      --set train.data_shards=4 --set train.latent_shards=4" --dry_run
 
 prints the command. With --create_cluster the cluster is made first. xpk forwards SIGTERM itself.
 """

@@ -2,12 +2,13 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
@@ -56,20 +57,51 @@ class TrainState(NamedTuple):
     step: Any
 
 
-def make_mesh(settings: TrainConfig, n_latents: int) -> Mesh:
+def make_mesh(settings: TrainConfig, n_latents: int, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh (`data`, `latent`) over the first devices, or over all of them if several processes.
+
+    Args:
+      settings: the sizes of the axes, and the batch.
+      n_latents: latents of the dictionary.
+      devices: those that there are (default: JAX's).
+
+    Raises:
+      UserError: as `mesh_parts`.
+    """
+    devices = jax.devices() if devices is None else devices
+    several = jax.process_count() > 1
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    within, across = mesh_parts(settings, n_latents, len(devices), slices, use_all=several)
+    # Without the split, a torus of 4 × 4 chips could not be 2 × 8 shards.
+    split = {"allow_split_physical_axes": True}
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(within, devices[: math.prod(within)], **split)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, **split)
+    return Mesh(grid, ("data", "latent"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def mesh_parts(
+    settings: TrainConfig, n_latents: int, devices: int, slices: int, *, use_all: bool
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The shape of the mesh (`data`, `latent`) within a slice, and that of the slices.
+
+    Between slices (of TPUs; hosts of GPUs) there is only a network. One axis crosses it and the
+    other stays within: `data` crosses if the slices divide it, else `latent`.
 
     Raises:
       UserError: there are too few devices, or an axis does not divide what it splits.
     """
     shape = (settings.data_shards, settings.latent_shards)
-    size, there = math.prod(shape), jax.device_count()
+    size = math.prod(shape)
     named = f"The mesh of {shape[0]} data by {shape[1]} latent shards"
-    if size > there:
-        raise UserError(f"{named} needs {size} devices and there are {there}; give smaller shards.")
-    if there % size or (jax.process_count() > 1 and size != there):
+    if size > devices:
         raise UserError(
-            f"{named} does not divide the {there} devices, or leaves some process without work; "
+            f"{named} needs {size} devices and there are {devices}; give smaller shards."
+        )
+    if devices % size or ((use_all or slices > 1) and size != devices):
+        raise UserError(
+            f"{named} does not divide the {devices} devices, or leaves some process without work; "
             "give shards that use them all."
         )
     if settings.batch_tokens % shape[0] or n_latents % shape[1]:
@@ -77,8 +109,13 @@ def make_mesh(settings: TrainConfig, n_latents: int) -> Mesh:
             f"{named} does not divide the batch of {settings.batch_tokens} tokens and the "
             f"{n_latents} latents; give shards that do."
         )
-    axes = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh(shape, ("data", "latent"), axes, devices=jax.devices()[:size])
+    if shape[0] % slices == 0:
+        return (shape[0] // slices, shape[1]), (slices, 1)
+    if shape[1] % slices == 0:
+        return (shape[0], shape[1] // slices), (1, slices)
+    raise UserError(
+        f"{named} cannot be laid over {slices} slices; make one of the two a multiple of {slices}."
+    )
 
 
 def specs(tree: Any) -> Any:

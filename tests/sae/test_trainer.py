@@ -157,18 +157,17 @@ def test_impossible_settings_are_refused(change, said):
         dataclasses.replace(TRAIN, **change)
 
 
-def test_meshes_and_splits_that_do_not_fit_are_refused(split, tmp_path, monkeypatch):
+def test_meshes_and_splits_that_do_not_fit_are_refused(split, tmp_path):
     with pytest.raises(UserError, match="devices"):
         states.make_mesh(dataclasses.replace(TRAIN, data_shards=64), N)
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    eight = jax.devices()[:1] * 8
     for shards, said in (
         ({"latent_shards": 3}, "does not divide the 8 devices"),
         ({"latent_shards": 8}, "does not divide the batch"),
         ({"data_shards": 8}, "does not divide the batch"),
     ):
         with pytest.raises(UserError, match=said):
-            states.make_mesh(dataclasses.replace(TRAIN, batch_tokens=130, **shards), N + 1)
-    monkeypatch.undo()
+            states.make_mesh(dataclasses.replace(TRAIN, batch_tokens=130, **shards), N + 1, eight)
     with pytest.raises(UserError, match="less than a batch"):
         trainer.train(SAE, dataclasses.replace(TRAIN, batch_tokens=4096), split, tmp_path)
     with pytest.raises(UserError, match="relu trains with dense"):

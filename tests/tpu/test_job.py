@@ -6,7 +6,7 @@ from absl import flags
 import emojax.distributed  # noqa: F401  # defines the flags that every process is started with
 from emojax.errors import UserError
 from tpu.chips import CHIPS, Slices
-from tpu.job import Job, option
+from tpu.job import Job, check_training, option
 
 JOB = Job(
     name="sae",
@@ -95,3 +95,26 @@ def test_a_job_that_cannot_work_is_refused_in_one_sentence(changes, message):
 def test_slices_that_do_not_exist_are_refused(slices, message):
     with pytest.raises(UserError, match=message):
         Slices(*slices)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (("--config=configs/none.py",), r"none\.py is missing"),
+        (("--set=train.nothing=1",), "names no field 'nothing'"),
+        ((), "1 data by 1 latent shards does not divide the 32 devices"),
+        (("--set=train.latent_shards=32", "--set", "sae.n_latents=100"), "100 latents"),
+        (("--set=train.data_shards=64",), "needs 64 devices and there are 32"),
+    ],
+)
+def test_what_the_pod_would_refuse_is_refused_before_anything_is_sent(train, message):
+    common = ("--config=configs/gemma3_270m.py", "--corpus=en=a.txt", "--out=/shared/runs/sae")
+    with pytest.raises(UserError, match=message):
+        check_training(dataclasses.replace(JOB, train=(*train, *common)))
+
+
+def test_a_mesh_for_all_slices_and_a_config_that_lies_on_the_share_pass():
+    mesh = ("--set", "train.data_shards=2", "--set=train.latent_shards=16")
+    common = ("--corpus=en=a.txt", "--out=/shared/runs/sae")
+    for first in (("--config=configs/gemma3_270m.py", *mesh), ("--config=/shared/mine.py",)):
+        check_training(dataclasses.replace(JOB, train=(*first, *common)))

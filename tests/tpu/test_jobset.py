@@ -1,11 +1,10 @@
 import yaml
-from launches import launch
+from launches import TRAIN, launch
 
 
 def test_dry_run_prints_the_manifest_that_kubectl_would_get():
-    done = launch(
-        "tpu.jobset", "--tpu=v5e", "--chips=16", "--slices=2", "--spot", "--grace=900", "--dry_run"
-    )
+    flags = ("--tpu=v5e", "--chips=16", "--slices=2", "--spot", "--grace=900", "--dry_run")
+    done = launch("tpu.jobset", *flags, train=TRAIN + "8")
     assert done.returncode == 0, done.stderr
     jobset = yaml.safe_load(done.stdout)
     assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
@@ -41,7 +40,7 @@ def test_dry_run_prints_the_manifest_that_kubectl_would_get():
     (container,) = pod["containers"]
     assert "command" not in container  # the image's tini stays the entry point
     assert container["args"][:3] == ["python", "-m", "experiments.train_sae"]
-    assert "en=/shared/my text.txt" in container["args"]
+    assert "en=/shared/my text.txt,zh=/shared/zh.txt" in container["args"]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert {"name": "JAX_COORDINATOR_PORT", "value": "8476"} in container["env"]
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/shared", "/dev/shm"}

@@ -1,6 +1,6 @@
 import shlex
 
-from launches import launch
+from launches import TRAIN, launch
 
 WHERE = ("--project=p", "--zone=us-west4-a", "--dry_run")
 
@@ -34,14 +34,14 @@ def test_dry_run_prints_every_command_in_order():
         "--restart=on-failure:50",
         "--stop-timeout=600",
         "JAX_COORDINATOR_PORT=8476",
-        "en=/shared/my text.txt",
+        "en=/shared/my text.txt,zh=/shared/zh.txt",
         "--distributed",
     ):
         assert word in container
 
 
 def test_every_slice_is_prepared_before_any_starts():
-    commands = printed(launch("tpu.queued_resources", *WHERE, "--slices=2"))
+    commands = printed(launch("tpu.queued_resources", *WHERE, "--slices=2", train=TRAIN + "8"))
     assert {"--node-count=2", "--node-prefix=sae"} < set(commands[0])
     assert [command[5] for command in commands[2:]] == ["sae-0", "sae-1"] * 3
     assert ["docker run" in command[-1] for command in commands[2:]] == [False] * 4 + [True] * 2
@@ -54,7 +54,7 @@ def test_a_reservation_goes_by_name():
 
 
 def test_a_tpu_that_is_only_in_gke_is_refused():
-    done = launch("tpu.queued_resources", *WHERE, "--tpu=tpu7x")
+    done = launch("tpu.queued_resources", *WHERE, "--tpu=tpu7x", train=TRAIN + "8")
     assert done.returncode == 1
     assert done.stderr.startswith("error: The TPU tpu7x is only to be had in GKE")
     assert done.stdout == ""

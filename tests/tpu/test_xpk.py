@@ -1,12 +1,14 @@
 import shlex
 
-from launches import launch
+from launches import TRAIN, launch
 
 WHERE = ("--project=p", "--zone=us-west4-a", "--cluster=c", "--dry_run")
 
 
 def test_dry_run_prints_the_workload():
-    done = launch("tpu.xpk", *WHERE, "--tpu=v6e", "--chips=32", "--max_restarts=3")
+    done = launch(
+        "tpu.xpk", *WHERE, "--tpu=v6e", "--chips=32", "--max_restarts=3", train=TRAIN + "8"
+    )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     words = shlex.split(line)
@@ -22,11 +24,11 @@ def test_dry_run_prints_the_workload():
     mounted, _, trained = words[-1].removeprefix("--command=").rpartition(" && exec ")
     assert mounted.endswith("10.0.0.2:/vol1 /shared")
     assert shlex.split(trained)[:3] == ["python", "-m", "experiments.train_sae"]
-    assert "en=/shared/my text.txt" in shlex.split(trained)
+    assert "en=/shared/my text.txt,zh=/shared/zh.txt" in shlex.split(trained)
 
 
 def test_the_cluster_is_made_first_where_asked():
-    done = launch("tpu.xpk", *WHERE, "--create_cluster", "--spot", "--slices=2")
+    done = launch("tpu.xpk", *WHERE, "--create_cluster", "--spot", "--slices=2", train=TRAIN + "8")
     cluster, workload = map(shlex.split, done.stdout.splitlines())
     assert cluster[:3] == ["xpk", "cluster", "create"]
     assert {"--tpu-type=v5litepod-16", "--num-slices=2", "--spot"} < set(cluster)
