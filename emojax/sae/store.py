@@ -8,7 +8,7 @@ Special tokens (BOS, padding) are never stored.
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +21,13 @@ from emojax.files import atomic, require_room, writable_dir
 from emojax.lm.capture import Tap, stream
 from emojax.lm.model import LanguageModel
 from emojax.sae import interrupt
+from emojax.sae.ahead import Stopwatch, ahead
 from emojax.sae.corpus import Rows
 
 FORMAT = 1
 CHUNK_TOKENS = 2048
 BUFFER_CHUNKS = 32
+BATCHES_AHEAD = 2
 SEGMENT_ROWS = 256
 COLUMNS = {
     "values": "float16",
@@ -69,12 +71,24 @@ class Split:
       tokens: how many tokens there are.
       languages: the names that the column `languages` counts in.
       chunk_tokens: tokens per chunk, the unit of shuffled reading.
+      waiting: how long the disk was waited for.
     """
 
     arrays: Mapping[str, Any]
     tokens: int
     languages: tuple[str, ...]
     chunk_tokens: int = CHUNK_TOKENS
+    waiting: Stopwatch = dataclasses.field(default_factory=Stopwatch, compare=False)
+
+    @property
+    def width(self) -> int:
+        """Numbers per activation."""
+        return self.arrays["values"].shape[1]
+
+    @property
+    def has_target(self) -> bool:
+        """Whether a transcoder's target is there."""
+        return "target_values" in self.arrays
 
     def read(self, start: int, stop: int) -> Sample:
         """Tokens `start` to `stop`, in the order in which they were captured."""
@@ -90,10 +104,13 @@ class Split:
             parts.append(unit * norm[:, None])
         return Batch(*parts)
 
+    def sample(self, tokens: int) -> Batch:
+        """The first raw activations."""
+        return self.raw(0, min(tokens, self.tokens))
+
     def _sites(self) -> list[tuple[str, str]]:
         """The columns of values and norms: of the input, and of the target if there is one."""
-        there = "target_values" in self.arrays
-        return [("values", "norms")] + [("target_values", "target_norms")] * there
+        return [("values", "norms")] + [("target_values", "target_norms")] * self.has_target
 
     def _buffers(self, batch_tokens: int) -> tuple[int, int]:
         """Chunks per buffer, and whole chunks."""
@@ -120,13 +137,18 @@ class Split:
         sizes = [min(per_buffer, chunks - i) for i in range(0, chunks, per_buffer)]
         return [(size, size * self.chunk_tokens // batch_tokens) for size in sizes]
 
-    def batches(self, batch_tokens: int, seed: int, first_step: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, batch_tokens: int, seed: int, first_step: int = 0
+    ) -> Generator[Batch, None, None]:
         """Endless batches of raw activations, shuffled on every pass.
 
         A pass takes the chunks in random order, a buffer of them at a time, and shuffles the
         tokens of each buffer. The order is a function of `seed` and the step alone, so that a run
-        that goes on at `first_step` sees what it would have seen.
+        that goes on at `first_step` sees what it would have seen. A thread reads ahead.
         """
+        return ahead(self._batches(batch_tokens, seed, first_step), BATCHES_AHEAD, self.waiting)
+
+    def _batches(self, batch_tokens: int, seed: int, first_step: int) -> Iterator[Batch]:
         per_pass = self.steps_per_epoch(batch_tokens)
         epoch, skip = divmod(first_step, per_pass)
         while True:
@@ -146,6 +168,34 @@ class Split:
                     yield Batch(*(values[chosen] * norms[chosen, None] for values, norms in pairs))
                 skip = 0
             epoch += 1
+
+    def like(self) -> dict[str, Any]:
+        """There is no state but the step."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """As `like`."""
+        return {}
+
+    def position(self) -> None:
+        """The step says where in the data a run is."""
+
+    def restore(self, state: dict[str, Any], position: None) -> None:
+        """Nothing is to be done: `batches` is given the step."""
+
+    def origin(self, batch_tokens: int, seed: int, step: int) -> str:
+        """Which stored tokens a step's batch (counted from 0) is made of, a broken one first."""
+        tokens = self.tokens_of(batch_tokens, seed, step)
+        values, norms, rows, positions = (
+            self.arrays[name][tokens].read().result()
+            for name in ("values", "norms", "rows", "positions")
+        )
+        broken = np.flatnonzero(~(np.isfinite(norms) & np.isfinite(values).all(axis=1)))
+        said = "all of its batch's stored activations are finite, "
+        if len(broken):
+            said = f"{len(broken)} of its batch's stored activations are not finite, "
+        i = broken[0] if len(broken) else 0
+        return said + f"the first is token {tokens[i]}, row {rows[i]}, position {positions[i]}"
 
     def tokens_of(self, batch_tokens: int, seed: int, step: int) -> np.ndarray:
         """Which stored tokens the batch of a step (counted from 0) is made of, in its order."""
