@@ -18,7 +18,7 @@ from emojax.sae import store
 from emojax.sae.coder import SaeConfig
 from emojax.sae.corpus import Rows
 from emojax.sae.packing import Cycle, TextStream
-from emojax.sae.store import Sample, Split
+from emojax.sae.store import Split, Store
 from emojax.sae.stream import ActivationsConfig, Stream
 from emojax.sae.train_config import TrainConfig
 
@@ -57,13 +57,16 @@ def split_of(
     target: np.ndarray | None = None,
 ) -> Split:
     """Raw activations as a stored split."""
-    arrays = store._arrays(directory, x.shape, CHUNK, target is not None)
+    sites = {"0.in": x} | ({} if target is None else {"0.out": target})
+    arrays = store._arrays(str(directory), sites, x.shape, CHUNK)
     zeros = np.zeros(len(x), np.int32)
-    languages = zeros if languages is None else languages
-    targets = () if target is None else store._split_norm(target)
-    sample = Sample(*store._split_norm(x), zeros, zeros, zeros, languages, *targets)
-    store._write(arrays, sample, 0)
-    return Split(arrays, len(x), ("en", "zh"), CHUNK)
+    columns = dict.fromkeys(store.COLUMNS, zeros)
+    columns["languages"] = zeros if languages is None else languages
+    for name, raw in sites.items():
+        columns[f"{name}/values"], columns[f"{name}/norms"] = store._split_norm(raw)
+    store._write(arrays, columns, 0)
+    held = Store({"all": arrays}, {"all": len(x)}, ("en", "zh"), CHUNK)
+    return held.splits(Tap(0, "in"), None if target is None else Tap(0, "out"))["all"]
 
 
 TIMELESS = ("tokens_per_second", "input_wait", "mfu")
