@@ -11,6 +11,7 @@ from typing import Any
 from emojax.errors import UserError
 from emojax.sae.coder import SaeConfig
 from emojax.sae.corpus import DataConfig
+from emojax.sae.stream import ActivationsConfig
 from emojax.sae.train_config import TrainConfig
 from emojax.study.settings import Study
 
@@ -24,12 +25,14 @@ class Config:
       sae: the dictionary.
       data: the text that it is trained on.
       train: how it is trained.
+      activations: how they come to the trainer.
     """
 
     study: Study
     sae: SaeConfig
     data: DataConfig
     train: TrainConfig
+    activations: ActivationsConfig = dataclasses.field(default_factory=ActivationsConfig)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -48,11 +48,23 @@ class Checkpoints:
         """The last step that is wholly on the disk."""
         return None if self._files.latest is None else self._files.latest.step
 
-    def save(self, state: Any, reconstruction: float) -> None:
-        """Starts to write the state under its own `step`; the best has the least reconstruction."""
+    def save(self, state: Any, reconstruction: float, positions: Any = None) -> None:
+        """Starts to write the state under its own `step`; the best has the least reconstruction.
+
+        Args:
+          state: arrays, among them `step`.
+          reconstruction: how good they are.
+          positions: where each process is in its text (JSON).
+        """
         content: Any = {"state": state, "digest": digest(state)}
         metrics: Any = {"reconstruction": reconstruction}
-        self._files.save_async(int(state.step), content, metrics=metrics)
+        places: Any = {"positions": positions}
+        self._files.save_async(int(state.step), content, metrics=metrics, custom_metadata=places)
+
+    def positions(self, step: int) -> Any:
+        """What `save` was given for a step."""
+        found: Any = self._files.metadata(step).custom_metadata
+        return (found or {}).get("positions")
 
     def restore(self, state: Any) -> Any:
         """The last whole checkpoint, placed as `state` is; `state` itself if there is none."""
@@ -98,7 +110,8 @@ def digest(state: Any) -> UInt32[Array, " leaves"]:
     """A sum over each leaf's bits that no mesh changes."""
 
     def of(leaf: Array) -> Array:
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
+        unsigned = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).reshape(-1)
         place = jnp.arange(bits.size, dtype=jnp.uint32)
         return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 

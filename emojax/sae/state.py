@@ -17,7 +17,8 @@ from emojax.errors import UserError
 from emojax.sae import coder
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
 from emojax.sae.objectives import OBJECTIVES
-from emojax.sae.store import Batch, Split
+from emojax.sae.source import Source
+from emojax.sae.store import Batch
 from emojax.sae.train_config import TrainConfig
 
 SAMPLE_TOKENS = 16_384
@@ -143,9 +144,9 @@ def scaled(
     return x, jnp.asarray(batch.target, jnp.float32) * scales[1]
 
 
-def sample(split: Split) -> Batch:
+def sample(source: Source) -> Batch:
     """The activations from which a run takes its scales, its centre and its unit of the loss."""
-    return split.raw(0, min(split.tokens, SAMPLE_TOKENS))
+    return source.sample(SAMPLE_TOKENS)
 
 
 def scales_of(config: SaeConfig, found: Batch) -> np.ndarray:
@@ -169,13 +170,24 @@ def start(config: SaeConfig, settings: TrainConfig, found: Batch, mesh: Mesh) ->
     variance = np.asarray(jnp.mean(jnp.sum((target - jnp.mean(target, axis=0)) ** 2, axis=1)))
     if not np.isfinite(variance):
         raise UserError(
-            f"Among the first {len(found.x):,} stored activations are some that are not finite; "
-            "look at the model, and capture again into another --store."
+            f"Among the first {len(found.x):,} activations are some that are not finite; look at "
+            "the model, and capture again into another --store."
         )
 
     build = functools.partial(fresh, config, settings)
     places = shardings(jax.eval_shape(build, centre, variance, scales), mesh)
     return jax.jit(build, out_shardings=places)(centre, variance, scales)
+
+
+def like(config: SaeConfig, settings: TrainConfig, mesh: Mesh) -> TrainState:
+    """The shapes of a state, and where its leaves live."""
+    numbers = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((config.d_model,), (), (2,))]
+    state = jax.eval_shape(functools.partial(fresh, config, settings), *numbers)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        state,
+        shardings(state, mesh),
+    )
 
 
 def fresh(

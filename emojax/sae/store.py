@@ -1,14 +1,15 @@
-"""Activations captured once, kept on disk, read shuffled.
+"""Activations captured once, kept on disk or in a bucket, read shuffled.
 
-A store is a folder: `store.json` (what it holds and how far the capture is) and, for each split,
-zarr3 arrays written by TensorStore with a checksum per chunk: `values` [tokens, d_model] float16
-unit vectors, `norms` [tokens] float32, `token_ids`, `positions`, `rows` int32, `languages` uint8.
-Special tokens (BOS, padding) are never stored.
+A store is a folder, local or `gs://`: `store.json` (what it holds and how far the capture is) and,
+for each split, zarr3 arrays written by TensorStore with a checksum per chunk: `token_ids`,
+`positions`, `rows` int32, `languages` uint8, and for each tap, in a folder such as `9.resid_post`,
+`values` [tokens, d_model] float16 unit vectors and `norms` [tokens] float32. All taps are read in
+one pass of the language model. Special tokens (BOS, padding) are never stored.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,26 +18,22 @@ import tensorstore as ts
 from tqdm import tqdm
 
 from emojax.errors import UserError
-from emojax.files import atomic, require_room, writable_dir
-from emojax.lm.capture import Tap, stream
+from emojax.files import require_room, writable_dir
+from emojax.lm.capture import Tap, check_taps, stream
 from emojax.lm.model import LanguageModel
 from emojax.sae import interrupt
+from emojax.sae.ahead import Stopwatch, ahead
 from emojax.sae.corpus import Rows
 
-FORMAT = 1
+FORMAT = 2
 CHUNK_TOKENS = 2048
 BUFFER_CHUNKS = 32
+BATCHES_AHEAD = 2
 SEGMENT_ROWS = 256
-COLUMNS = {
-    "values": "float16",
-    "norms": "float32",
-    "token_ids": "int32",
-    "positions": "int32",
-    "rows": "int32",
-    "languages": "uint8",
-}
-# What a transcoder's store holds besides: another site of the same tokens.
-TARGET_COLUMNS = {"target_values": "float16", "target_norms": "float32"}
+COLUMNS = {"token_ids": "int32", "positions": "int32", "rows": "int32", "languages": "uint8"}
+TAP_COLUMNS = {"values": "float16", "norms": "float32"}
+# One for all arrays: they share its limits, and what `memory://` holds.
+_CONTEXT = ts.Context()
 
 
 class Batch(NamedTuple):
@@ -69,12 +66,24 @@ class Split:
       tokens: how many tokens there are.
       languages: the names that the column `languages` counts in.
       chunk_tokens: tokens per chunk, the unit of shuffled reading.
+      waiting: how long the disk was waited for.
     """
 
     arrays: Mapping[str, Any]
     tokens: int
     languages: tuple[str, ...]
     chunk_tokens: int = CHUNK_TOKENS
+    waiting: Stopwatch = dataclasses.field(default_factory=Stopwatch, compare=False)
+
+    @property
+    def width(self) -> int:
+        """Numbers per activation."""
+        return self.arrays["values"].shape[1]
+
+    @property
+    def has_target(self) -> bool:
+        """Whether a transcoder's target is there."""
+        return "target_values" in self.arrays
 
     def read(self, start: int, stop: int) -> Sample:
         """Tokens `start` to `stop`, in the order in which they were captured."""
@@ -90,10 +99,13 @@ class Split:
             parts.append(unit * norm[:, None])
         return Batch(*parts)
 
+    def sample(self, tokens: int) -> Batch:
+        """The first raw activations."""
+        return self.raw(0, min(tokens, self.tokens))
+
     def _sites(self) -> list[tuple[str, str]]:
         """The columns of values and norms: of the input, and of the target if there is one."""
-        there = "target_values" in self.arrays
-        return [("values", "norms")] + [("target_values", "target_norms")] * there
+        return [("values", "norms")] + [("target_values", "target_norms")] * self.has_target
 
     def _buffers(self, batch_tokens: int) -> tuple[int, int]:
         """Chunks per buffer, and whole chunks."""
@@ -120,13 +132,18 @@ class Split:
         sizes = [min(per_buffer, chunks - i) for i in range(0, chunks, per_buffer)]
         return [(size, size * self.chunk_tokens // batch_tokens) for size in sizes]
 
-    def batches(self, batch_tokens: int, seed: int, first_step: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, batch_tokens: int, seed: int, first_step: int = 0
+    ) -> Generator[Batch, None, None]:
         """Endless batches of raw activations, shuffled on every pass.
 
         A pass takes the chunks in random order, a buffer of them at a time, and shuffles the
         tokens of each buffer. The order is a function of `seed` and the step alone, so that a run
-        that goes on at `first_step` sees what it would have seen.
+        that goes on at `first_step` sees what it would have seen. A thread reads ahead.
         """
+        return ahead(self._batches(batch_tokens, seed, first_step), BATCHES_AHEAD, self.waiting)
+
+    def _batches(self, batch_tokens: int, seed: int, first_step: int) -> Iterator[Batch]:
         per_pass = self.steps_per_epoch(batch_tokens)
         epoch, skip = divmod(first_step, per_pass)
         while True:
@@ -146,6 +163,34 @@ class Split:
                     yield Batch(*(values[chosen] * norms[chosen, None] for values, norms in pairs))
                 skip = 0
             epoch += 1
+
+    def like(self) -> dict[str, Any]:
+        """There is no state but the step."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """As `like`."""
+        return {}
+
+    def position(self) -> None:
+        """The step says where in the data a run is."""
+
+    def restore(self, state: dict[str, Any], position: None) -> None:
+        """Nothing is to be done: `batches` is given the step."""
+
+    def origin(self, batch_tokens: int, seed: int, step: int) -> str:
+        """Which stored tokens a step's batch (counted from 0) is made of, a broken one first."""
+        tokens = self.tokens_of(batch_tokens, seed, step)
+        values, norms, rows, positions = (
+            self.arrays[name][tokens].read().result()
+            for name in ("values", "norms", "rows", "positions")
+        )
+        broken = np.flatnonzero(~(np.isfinite(norms) & np.isfinite(values).all(axis=1)))
+        said = "all of its batch's stored activations are finite, "
+        if len(broken):
+            said = f"{len(broken)} of its batch's stored activations are not finite, "
+        i = broken[0] if len(broken) else 0
+        return said + f"the first is token {tokens[i]}, row {rows[i]}, position {positions[i]}"
 
     def tokens_of(self, batch_tokens: int, seed: int, step: int) -> np.ndarray:
         """Which stored tokens the batch of a step (counted from 0) is made of, in its order."""
@@ -181,45 +226,96 @@ class Split:
         ]
 
 
-def identity(
-    lm: LanguageModel, tap: Tap, rows: Mapping[str, Rows], target: Tap | None = None
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """All that one capture read.
+
+    Attributes:
+      arrays: by split and name.
+      tokens: by split.
+      languages: the names that the column `languages` counts in.
+      chunk_tokens: tokens per chunk.
+    """
+
+    arrays: Mapping[str, Mapping[str, Any]]
+    tokens: Mapping[str, int]
+    languages: tuple[str, ...]
+    chunk_tokens: int
+
+    def splits(self, tap: Tap, target: Tap | None = None) -> dict[str, Split]:
+        """What one dictionary is trained and measured on."""
+        found = {}
+        for split, arrays in self.arrays.items():
+            own = {name: arrays[name] for name in COLUMNS}
+            own |= {name: arrays[f"{_named(tap)}/{name}"] for name in TAP_COLUMNS}
+            if target is not None:
+                own |= {f"target_{n}": arrays[f"{_named(target)}/{n}"] for n in TAP_COLUMNS}
+            found[split] = Split(own, self.tokens[split], self.languages, self.chunk_tokens)
+        return found
+
+
+def identity(lm: LanguageModel, taps: Sequence[Tap], rows: Mapping[str, Rows]) -> dict[str, Any]:
     """What a store holds: the model by its weights, the taps, the text by its tokens."""
-    own = {} if target is None else {"target_layer": target.layer, "target_site": target.site}
-    return own | {
+    return {
         "format": FORMAT,
         "model": lm.name,
         "fingerprint": lm.fingerprint,
-        "layer": tap.layer,
-        "site": tap.site,
+        "taps": sorted({_named(tap) for tap in taps}),
         "d_model": lm.config.d_model,
         "languages": list(next(iter(rows.values())).names),
         "text": {split: part.digest for split, part in rows.items()},
     }
 
 
+def _named(tap: Tap) -> str:
+    return f"{tap.layer}.{tap.site}"
+
+
 def capture(
     lm: LanguageModel,
     tap: Tap,
     rows: Mapping[str, Rows],
-    directory: Path,
+    directory: Path | str,
     *,
     limit_gib: float,
     target: Tap | None = None,
     batch_tokens: int = 1024,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> dict[str, Split]:
+    """`capture_taps` for one dictionary, whose target is another tap if it is a transcoder."""
+    taps = [tap] if target is None else [tap, target]
+    held = capture_taps(
+        lm,
+        taps,
+        rows,
+        directory,
+        limit_gib=limit_gib,
+        batch_tokens=batch_tokens,
+        chunk_tokens=chunk_tokens,
+    )
+    return held.splits(tap, target)
+
+
+def capture_taps(
+    lm: LanguageModel,
+    taps: Sequence[Tap],
+    rows: Mapping[str, Rows],
+    directory: Path | str,
+    *,
+    limit_gib: float,
+    batch_tokens: int = 1024,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> Store:
     """Captures each split's rows into the store at `directory`, or goes on where it stopped.
 
     Finished segments of 256 rows are on disk; Ctrl-C and SIGTERM lose at most the one at work.
 
     Args:
       lm: the language model.
-      tap: where it is read.
+      taps: where it is read, all in one pass; a store that holds others besides is used as it is.
       rows: what it reads, by split.
-      directory: the store.
+      directory: the store, a folder or a `gs://` address.
       limit_gib: the most that the store may fill.
-      target: what a transcoder is to make of it, kept beside it.
       batch_tokens: tokens per forward pass.
       chunk_tokens: tokens per chunk on the disk.
 
@@ -227,32 +323,37 @@ def capture(
       UserError: the store holds something else, would exceed the limit, or the disk has no room.
       KeyboardInterrupt: a signal came.
     """
-    writable_dir(directory)
-    wanted = identity(lm, tap, rows, target) | {"chunk_tokens": chunk_tokens}
+    check_taps(lm.config, taps)
+    local = "://" not in str(directory)
+    if local:
+        writable_dir(Path(directory))
+    wanted = identity(lm, taps, rows) | {"chunk_tokens": chunk_tokens}
     done = {split: {"rows": 0, "tokens": 0} for split in rows}
     special = np.array(sorted(lm.tokenizer.all_special_ids), np.int32)
     totals = {
         split: int(sum(np.isin(row, special, invert=True).sum() for row in part.tokens))
         for split, part in rows.items()
     }
-    if (directory / "store.json").exists():
-        done = _read_state(directory, wanted)["done"]
+    state = _read_state(directory, wanted)
+    if state is not None:
+        wanted, done = state["holds"], state["done"]
     else:
-        size = sum(totals.values()) * (2 * lm.config.d_model + 17)
-        size += 0 if target is None else sum(totals.values()) * (2 * lm.config.d_model + 4)
+        size = sum(totals.values()) * (len(wanted["taps"]) * (2 * lm.config.d_model + 4) + 13)
         if size > limit_gib * 2**30:
             raise UserError(
                 f"The activations would fill {size / 2**30:.1f} GiB and data.store_gib allows "
                 f"{limit_gib:g}; raise it, or set data.tokens lower."
             )
-        require_room(directory, size)
+        if local:
+            require_room(Path(directory), size)
         _write_state(directory, wanted, done)
-    splits = {}
+    named = (name.split(".") for name in wanted["taps"])
+    held = {f"{layer}.{site}": Tap(int(layer), site) for layer, site in named}
+    opened = {}
     with interrupt.requested() as stop:
         for split, part in rows.items():
             shape = (totals[split], lm.config.d_model)
-            arrays = _arrays(directory / split, shape, chunk_tokens, target is not None)
-            splits[split] = Split(arrays, totals[split], part.names, chunk_tokens)
+            arrays = opened[split] = _arrays(f"{directory}/{split}", held, shape, chunk_tokens)
             progress = tqdm(
                 total=totals[split],
                 initial=done[split]["tokens"],
@@ -266,42 +367,42 @@ def capture(
                     first = done[split]["rows"]
                     segment = part.tokens[first : first + SEGMENT_ROWS]
                     start = done[split]["tokens"]
-                    taps = (tap,) if target is None else (tap, target)
-                    for sample in _captured(lm, taps, segment, part, first, special, batch_tokens):
-                        _write(arrays, sample, start)
-                        start += len(sample.norms)
-                        progress.update(len(sample.norms))
+                    for columns in _captured(lm, held, segment, part, first, special, batch_tokens):
+                        _write(arrays, columns, start)
+                        start += len(columns["rows"])
+                        progress.update(len(columns["rows"]))
                         if stop():
                             raise KeyboardInterrupt
                     done[split] = {"rows": first + len(segment), "tokens": start}
                     _write_state(directory, wanted, done)
-    return splits
+    return Store(opened, totals, next(iter(rows.values())).names, chunk_tokens)
 
 
 def _captured(
     lm: LanguageModel,
-    taps: Sequence[Tap],
+    taps: Mapping[str, Tap],
     segment: tuple[tuple[int, ...], ...],
     part: Rows,
     first: int,
     special: np.ndarray,
     batch_tokens: int,
-) -> Iterator[Sample]:
+) -> Iterator[dict[str, np.ndarray]]:
     """The segment's activations as stored: special tokens dropped, unit vectors and norms."""
     languages = np.array(part.languages[first : first + len(segment)], np.uint8)
-    for captured in stream(lm, [list(row) for row in segment], taps, batch_tokens):
-        activations = captured[taps[0]]
-        keep = ~np.isin(np.asarray(activations.token_ids), special)
-        sites = [_split_norm(np.asarray(captured[tap].values, np.float32)[keep]) for tap in taps]
-        rows = np.asarray(activations.rows)[keep]
-        yield Sample(
-            *sites[0],
-            token_ids=np.asarray(activations.token_ids)[keep],
-            positions=np.asarray(activations.positions)[keep],
-            rows=rows + first,
-            languages=languages[rows],
-            **dict(zip(TARGET_COLUMNS, sites[1], strict=True)) if len(sites) > 1 else {},
-        )
+    for captured in stream(lm, [list(row) for row in segment], list(taps.values()), batch_tokens):
+        of_tokens = captured[next(iter(taps.values()))]
+        keep = ~np.isin(np.asarray(of_tokens.token_ids), special)
+        rows = np.asarray(of_tokens.rows)[keep]
+        columns = {
+            "token_ids": np.asarray(of_tokens.token_ids)[keep],
+            "positions": np.asarray(of_tokens.positions)[keep],
+            "rows": rows + first,
+            "languages": languages[rows],
+        }
+        for name, tap in taps.items():
+            parts = _split_norm(np.asarray(captured[tap].values, np.float32)[keep])
+            columns |= {f"{name}/{column}": x for column, x in zip(TAP_COLUMNS, parts, strict=True)}
+        yield columns
 
 
 def _split_norm(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -310,10 +411,11 @@ def _split_norm(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values / np.maximum(norms, np.finfo(np.float32).tiny)[:, None], norms
 
 
-def _write(arrays: Mapping[str, Any], sample: Sample, start: int) -> None:
-    stop = start + len(sample.norms)
+def _write(arrays: Mapping[str, Any], columns: Mapping[str, np.ndarray], start: int) -> None:
     futures = [
-        array[start:stop].write(getattr(sample, name).astype(array.dtype.numpy_dtype))
+        array[start : start + len(columns[name])].write(
+            columns[name].astype(array.dtype.numpy_dtype)
+        )
         for name, array in arrays.items()
     ]
     try:
@@ -327,18 +429,19 @@ def _write(arrays: Mapping[str, Any], sample: Sample, start: int) -> None:
 
 
 def _arrays(
-    directory: Path, shape: tuple[int, int], chunk_tokens: int, target: bool
+    directory: str, taps: Iterable[str], shape: tuple[int, int], chunk_tokens: int
 ) -> dict[str, Any]:
     """Opens a split's zarr3 arrays, or makes them."""
     tokens, d_model = shape
+    kinds = COLUMNS | {f"{tap}/{name}": kind for tap in taps for name, kind in TAP_COLUMNS.items()}
     arrays = {}
-    for name, dtype in (COLUMNS | TARGET_COLUMNS if target else COLUMNS).items():
-        tail = [d_model] if name.endswith("values") else []
+    for name, dtype in kinds.items():
+        tail = [d_model] if name.endswith("/values") else []
         chunks = {"chunk_shape": [chunk_tokens, *tail]}
         arrays[name] = ts.open(
             {
                 "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": f"{directory / name}/"},
+                "kvstore": kvstore(f"{directory}/{name}"),
                 "metadata": {
                     "shape": [tokens, *tail],
                     "data_type": dtype,
@@ -351,23 +454,36 @@ def _arrays(
             },
             open=True,
             create=True,
+            context=_CONTEXT,
         )
     return {name: future.result() for name, future in arrays.items()}
 
 
-def _read_state(directory: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The store's progress, if it holds what is wanted."""
-    path = directory / "store.json"
+def kvstore(directory: Path | str) -> Any:
+    """Where TensorStore finds a folder: on disk, or at an address such as `gs://bucket/folder`."""
+    if "://" in str(directory):
+        return f"{directory}/"
+    return {"driver": "file", "path": f"{directory}/"}
+
+
+def _read_state(directory: Path | str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The store's progress, if it holds what is wanted; None where there is no store yet."""
     try:
-        state = json.loads(path.read_text())
-        holds = state["holds"]
-    except (ValueError, KeyError, OSError) as error:
+        found = ts.KvStore.open(kvstore(directory), context=_CONTEXT).result().read("store.json")
+        if found.result().state == "missing":
+            return None
+        state = json.loads(found.result().value)
+        holds = dict(state["holds"])
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"The activation store's {path} cannot be read ({error}); remove the folder "
-            f"{directory} to capture again."
+            f"The activation store's {directory}/store.json cannot be read ({error}); remove the "
+            f"folder {directory} to capture again."
         ) from None
     for name, value in wanted.items():
-        if holds.get(name) != value:
+        fits = holds.get(name) == value
+        if name == "taps":
+            fits = set(value) <= set(holds.get(name, ()))
+        if not fits:
             raise UserError(
                 f"The activation store {directory} was made with another {name} "
                 f"({_short(holds.get(name))}, not {_short(value)}); give another --store, or "
@@ -381,6 +497,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "…"
 
 
-def _write_state(directory: Path, holds: Mapping[str, Any], done: Mapping[str, Any]) -> None:
-    with atomic(directory / "store.json") as partial:
-        partial.write_text(json.dumps({"holds": holds, "done": done}, indent=2) + "\n")
+def _write_state(directory: Path | str, holds: Mapping[str, Any], done: Mapping[str, Any]) -> None:
+    text = json.dumps({"holds": holds, "done": done}, indent=2) + "\n"
+    folder = ts.KvStore.open(kvstore(directory), context=_CONTEXT).result()
+    try:
+        folder.write("store.json", text.encode()).result()
+    except ValueError as error:
+        raise UserError(
+            f"The activation store's {directory}/store.json could not be written ({error}); mend "
+            "that and run again."
+        ) from None

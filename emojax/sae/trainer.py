@@ -1,12 +1,13 @@
 """The loop: batches in, one jitted step each; it logs, saves, stops and goes on."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,16 +22,17 @@ from emojax.sae import interrupt, log, schedule, speed
 from emojax.sae import state as states
 from emojax.sae.checkpoints import Checkpoints
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
+from emojax.sae.source import Source
 from emojax.sae.state import TrainState
 from emojax.sae.step import is_fused, train_step
-from emojax.sae.store import Batch, Split
+from emojax.sae.store import Batch
 from emojax.sae.train_config import TrainConfig
 
 
 def train(
     config: SaeConfig,
     settings: TrainConfig,
-    split: Split,
+    source: Source,
     directory: Path,
     *,
     provenance: dict[str, Any] | None = None,
@@ -44,7 +46,7 @@ def train(
     Args:
       config: what the dictionary is.
       settings: how it is trained.
-      split: the activations.
+      source: the activations, stored or streamed.
       directory: the run's folder.
       provenance: what else must be the same for a run to be the same run (JSON).
 
@@ -52,10 +54,10 @@ def train(
       UserError: the folder holds another run, the data does not fit, or the loss is not finite.
       KeyboardInterrupt: a signal came; everything is saved.
     """
-    _check_fits(config, split)
+    _check_fits(config, source)
     is_fused(config, settings)
     mesh = states.make_mesh(settings, config.n_latents)
-    per_epoch = split.steps_per_epoch(settings.batch_tokens)
+    per_epoch = source.steps_per_epoch(settings.batch_tokens)
     steps = settings.epochs * per_epoch
     writable_dir(directory)
     run = {"sae": dataclasses.asdict(config), "train": dataclasses.asdict(settings)}
@@ -63,86 +65,153 @@ def train(
 
     first_process = jax.process_index() == 0
     rate = schedule.learning_rate(settings, config.n_latents, steps)
-    state = states.start(config, settings, states.sample(split), mesh)
-    require_room(directory, (settings.keep + 2) * sum(x.nbytes for x in jax.tree.leaves(state)))
+    like = Saved(states.like(config, settings, mesh), source.like())
+    require_room(directory, (settings.keep + 2) * _bytes(like))
     use = speed.flops_per_token(config) / speed.peak_flops()
-    with (
-        Checkpoints(directory / "checkpoints", settings.keep) as checkpoints,
-        interrupt.requested() as stop,
-        tqdm(
-            total=steps * settings.batch_tokens,
-            unit="tok",
-            unit_scale=True,
-            desc="train",
-            disable=None if first_process else True,
-        ) as bar,
-    ):
-        state = checkpoints.restore(state)
+    with Checkpoints(directory / "checkpoints", settings.keep) as checkpoints:
+        state = _begun(config, settings, source, mesh, checkpoints, like)
         first = int(state.step)
         if first and first_process:
             logging.warning("The run in %s goes on after step %d of %d.", directory, first, steps)
         sinks = log.sinks(directory, run, first) if first_process else []
-        bar.update(first * settings.batch_tokens)
-        batches = split.batches(settings.batch_tokens, settings.seed, first)
-        since, counted = time.perf_counter(), first
-        for number in range(first, steps):
-            state = train_step(config, settings, steps, mesh, state, placed(next(batches), mesh))
-            now, last = number + 1, number + 1 == steps
-            new_line = now % settings.log_every == 0 or last
-            stopping = _agreed(stop(), new_line)
-            save = now % settings.checkpoint_every == 0 or stopping or last
-            if save or new_line:
-                found = _means(state, settings)
-                if int(state.bad):
-                    raise UserError(_not_finite(state, settings, split, checkpoints.latest()))
-                if new_line:
-                    seconds = time.perf_counter() - since
-                    per_second = (now - counted) * settings.batch_tokens / seconds
-                    entry = {
-                        "step": now,
-                        "tokens": now * settings.batch_tokens,
-                        **found,
-                        "dead": int(state.dead),
-                        "learning_rate": float(np.asarray(rate(number))),
-                        "epoch": now / per_epoch,
-                        "tokens_per_second": round(per_second),
-                        "mfu": float(f"{per_second * use:.3g}"),
-                    }
-                    bar.update((now - counted) * settings.batch_tokens)
-                    shown = ("loss", "l0", "dead", "mfu")
-                    bar.set_postfix({key: entry[key] for key in shown}, refresh=False)
-                    for write in sinks:
-                        write(now, entry)
-                    since, counted = time.perf_counter(), now
-                if save:
-                    checkpoints.save(state, found["reconstruction"])
-            if stopping and not last:
-                raise KeyboardInterrupt
+        batches = source.batches(settings.batch_tokens, settings.seed, first)
+        since, counted, waited = time.perf_counter(), first, source.waiting.seconds
+        upcoming: Batch | None = None
+        with (
+            contextlib.closing(batches),
+            interrupt.requested() as stop,
+            tqdm(
+                total=steps * settings.batch_tokens,
+                initial=first * settings.batch_tokens,
+                unit="tok",
+                unit_scale=True,
+                desc="train",
+                disable=None if first_process else True,
+            ) as bar,
+        ):
+            for number in range(first, steps):
+                batch = next(batches) if upcoming is None else upcoming
+                state = train_step(config, settings, steps, mesh, state, placed(batch, mesh))
+                now, last = number + 1, number + 1 == steps
+                new_line = now % settings.log_every == 0 or last
+                stopping = _agreed(stop(), new_line)
+                save = now % settings.checkpoint_every == 0 or stopping or last
+                # Asked for before this step's numbers are waited for; what is saved is the source
+                # as this step left it.
+                upcoming = None if save else next(batches)
+                if save or new_line:
+                    found = _means(state, settings)
+                    if int(state.bad):
+                        raise UserError(_not_finite(state, settings, source, checkpoints.latest()))
+                    if new_line:
+                        seconds = time.perf_counter() - since
+                        per_second = (now - counted) * settings.batch_tokens / seconds
+                        wait = source.waiting.seconds - waited
+                        entry = {
+                            "step": now,
+                            "tokens": now * settings.batch_tokens,
+                            **found,
+                            "dead": int(state.dead),
+                            "learning_rate": float(np.asarray(rate(number))),
+                            "epoch": now / per_epoch,
+                            "tokens_per_second": round(per_second),
+                            "input_wait": float(f"{wait / seconds:.3g}"),
+                            "mfu": float(f"{per_second * use:.3g}"),
+                        }
+                        bar.update((now - counted) * settings.batch_tokens)
+                        shown = ("loss", "l0", "dead", "mfu")
+                        bar.set_postfix({key: entry[key] for key in shown}, refresh=False)
+                        for write in sinks:
+                            write(now, entry)
+                        since, counted = time.perf_counter(), now
+                        waited = source.waiting.seconds
+                    if save:
+                        positions = _of_all(source.position())
+                        saved = Saved(state, source.state())
+                        checkpoints.save(saved, found["reconstruction"], positions)
+                if stopping and not last:
+                    raise KeyboardInterrupt
     return states.finish(config, state)
 
 
+class Saved(NamedTuple):
+    """The arrays of a checkpoint.
+
+    Attributes:
+      train: what a step changes.
+      source: what the source of the batches keeps: a stream's buffer.
+    """
+
+    train: TrainState
+    source: Any
+
+    @property
+    def step(self) -> Any:
+        """Steps made."""
+        return self.train.step
+
+
+def _begun(
+    config: SaeConfig,
+    settings: TrainConfig,
+    source: Source,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    like: Saved,
+) -> TrainState:
+    """The state of the last checkpoint, its source gone to where it was; or one to begin with."""
+    found = checkpoints.restore(like)
+    if found is like:
+        return states.start(config, settings, states.sample(source), mesh)
+    positions = checkpoints.positions(int(found.step))
+    if positions != [None] * len(positions) and len(positions) != jax.process_count():
+        raise UserError(
+            f"The run's text was read by {len(positions)} processes and there are now "
+            f"{jax.process_count()}; go on with as many."
+        )
+    source.restore(found.source, positions[jax.process_index() % len(positions)])
+    return found.train
+
+
+def _of_all(position: Any) -> list[Any]:
+    """The position of every process, on every process."""
+    if jax.process_count() == 1:
+        return [position]
+    own = np.frombuffer(json.dumps(position).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(own)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(own)] = own
+    everyone = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:size])) for row, size in zip(everyone, sizes, strict=True)]
+
+
+def _bytes(like: Saved) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+
+
 def placed(batch: Batch, mesh: Mesh) -> Batch:
-    """A batch of the host on the mesh, each device taking its own tokens of it."""
+    """A batch on the mesh, where a stream's is already; each device takes its own of a host's."""
     place = NamedSharding(mesh, P("data"))
 
-    def put(x: np.ndarray) -> jax.Array:
+    def put(x: np.ndarray | jax.Array) -> jax.Array:
+        if isinstance(x, jax.Array):
+            return x
         return jax.make_array_from_callback(x.shape, place, lambda part: x[part])
 
     return jax.tree.map(put, batch)
 
 
-def _check_fits(config: SaeConfig, split: Split) -> None:
-    width = split.arrays["values"].shape[1]
-    if width != config.d_model:
+def _check_fits(config: SaeConfig, source: Source) -> None:
+    if source.width != config.d_model:
         raise UserError(
-            f"The SAE's d_model is {config.d_model} but the activations are {width} wide; set "
-            f"sae.d_model={width}."
+            f"The SAE's d_model is {config.d_model} but the activations are {source.width} wide; "
+            f"set sae.d_model={source.width}."
         )
-    if (config.target_site is not None) != ("target_values" in split.arrays):
+    if (config.target_site is not None) != source.has_target:
         raise UserError(
-            f"The SAE's target_site is {config.target_site} but the stored activations "
-            f"{'have' if 'target_values' in split.arrays else 'lack'} a target; give another "
-            "--store, so that they are captured again."
+            f"The SAE's target_site is {config.target_site} but the activations "
+            f"{'have' if source.has_target else 'lack'} a target; give another --store, so that "
+            "they are captured again."
         )
 
 
@@ -164,20 +233,10 @@ def _means(state: TrainState, settings: TrainConfig) -> dict[str, float]:
     return {name: float(f"{sums[name] / count:.6g}") for name in states.LOGGED}
 
 
-def _not_finite(state: TrainState, settings: TrainConfig, split: Split, saved: int | None) -> str:
+def _not_finite(state: TrainState, settings: TrainConfig, source: Source, saved: int | None) -> str:
     """The step, where its batch came from, and what is saved."""
     step = int(state.bad)
-    tokens = split.tokens_of(settings.batch_tokens, settings.seed, step - 1)
-    values, norms, rows, positions = (
-        split.arrays[name][tokens].read().result()
-        for name in ("values", "norms", "rows", "positions")
-    )
-    broken = np.flatnonzero(~(np.isfinite(norms) & np.isfinite(values).all(axis=1)))
-    origin = "all of its batch's stored activations are finite, "
-    if len(broken):
-        origin = f"{len(broken)} of its batch's stored activations are not finite, "
-    i = broken[0] if len(broken) else 0
-    origin += f"the first is token {tokens[i]}, row {rows[i]}, position {positions[i]}"
+    origin = source.origin(settings.batch_tokens, settings.seed, step - 1)
     good = "there is no checkpoint" if saved is None else f"step {saved} is saved"
     return (
         f"The loss is not finite at step {step} ({good}); {origin}: set train.learning_rate "

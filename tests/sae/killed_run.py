@@ -1,9 +1,10 @@
 """A program for `test_resume.py`: one training run, which may kill itself.
 
-    python killed_run.py FOLDER [POINT STEP]
+    python killed_run.py FOLDER SOURCE [POINT STEP]
 
-POINT: `step`, kill -9 before the batch of STEP; `saving`, kill -9 while the checkpoint of
-STEP is written, before its folder gets its name.
+SOURCE: `stored`, or `streamed` from a toy language model. POINT: `step`, kill -9 before the batch
+of STEP is given out; `saving`, kill -9 while the checkpoint of STEP is written, before its folder
+gets its name.
 """
 
 import os
@@ -11,21 +12,24 @@ import signal
 import sys
 from pathlib import Path
 
-from sae_toys import SAE, TRAIN, activations, split_of
+from sae_toys import SAE, TRAIN, activations, language_model, split_of, streamed, text_rows
 
 from emojax.sae import checkpoints, trainer
 
-FOLDER = Path(sys.argv[1])
-POINT, STEP = (sys.argv[2], int(sys.argv[3])) if len(sys.argv) > 2 else ("", -1)
+FOLDER, SOURCE = Path(sys.argv[1]), sys.argv[2]
+POINT, STEP = (sys.argv[3], int(sys.argv[4])) if len(sys.argv) > 3 else ("", -1)
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-split = split_of(FOLDER / "store", activations(2560))
+if SOURCE == "streamed":
+    source = streamed(language_model(), text_rows(400), TRAIN, tokens=2560)
+else:
+    source = split_of(FOLDER / "store", activations(2560))
 if POINT == "step":
-    batches = type(split).batches
+    batches = type(source).batches
 
     def dying(self, batch_tokens, seed, first_step=0):
         for step, batch in enumerate(batches(self, batch_tokens, seed, first_step), first_step):
@@ -33,19 +37,19 @@ if POINT == "step":
                 die()
             yield batch
 
-    type(split).batches = dying
+    type(source).batches = dying
 if POINT == "saving":
     rename, save = os.rename, checkpoints.Checkpoints.save
 
-    def dying_save(self, state, reconstruction):
+    def dying_save(self, state, *rest):
         if int(state.step) == STEP:
             # The folder's name is given last, by a rename: die instead.
             for module in ("rename", "replace"):
                 setattr(os, module, lambda *_, **__: die())
             Path.rename = Path.replace = lambda *_: die()
-        save(self, state, reconstruction)
+        save(self, state, *rest)
         self._files.wait()
 
     checkpoints.Checkpoints.save = dying_save
-trainer.train(SAE, TRAIN, split, FOLDER / "run")
+trainer.train(SAE, TRAIN, source, FOLDER / "run")
 print("FINISHED")

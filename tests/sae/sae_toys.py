@@ -1,6 +1,7 @@
 """Toy activations, a toy language model with a real tokenizer, toy corpora."""
 
 import gzip
+import json
 from pathlib import Path
 
 import jax
@@ -9,11 +10,16 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from emojax.lm import decoder
+from emojax.lm.capture import Tap
 from emojax.lm.config import DecoderConfig, Rope
 from emojax.lm.model import LanguageModel
+from emojax.sae import state as states
 from emojax.sae import store
 from emojax.sae.coder import SaeConfig
-from emojax.sae.store import Sample, Split
+from emojax.sae.corpus import Rows
+from emojax.sae.packing import Cycle, TextStream
+from emojax.sae.store import Split, Store
+from emojax.sae.stream import ActivationsConfig, Stream
 from emojax.sae.train_config import TrainConfig
 
 D, N, K = 16, 64, 4
@@ -27,6 +33,10 @@ TRAIN = TrainConfig(
     dead_after_tokens=500,
     log_every=1,
     checkpoint_every=10,
+)
+# A buffer of six batches, and packs that do not divide a batch.
+STREAM = ActivationsConfig(
+    streamed=True, buffer_tokens=6 * 128, capture_tokens=256, dtype="float32"
 )
 LETTERS = "abcdefghijklmnopqrstuvwxyz .!?\n我你他很高兴难过今天明天。！？"
 
@@ -47,13 +57,25 @@ def split_of(
     target: np.ndarray | None = None,
 ) -> Split:
     """Raw activations as a stored split."""
-    arrays = store._arrays(directory, x.shape, CHUNK, target is not None)
+    sites = {"0.in": x} | ({} if target is None else {"0.out": target})
+    arrays = store._arrays(str(directory), sites, x.shape, CHUNK)
     zeros = np.zeros(len(x), np.int32)
-    languages = zeros if languages is None else languages
-    targets = () if target is None else store._split_norm(target)
-    sample = Sample(*store._split_norm(x), zeros, zeros, zeros, languages, *targets)
-    store._write(arrays, sample, 0)
-    return Split(arrays, len(x), ("en", "zh"), CHUNK)
+    columns = dict.fromkeys(store.COLUMNS, zeros)
+    columns["languages"] = zeros if languages is None else languages
+    for name, raw in sites.items():
+        columns[f"{name}/values"], columns[f"{name}/norms"] = store._split_norm(raw)
+    store._write(arrays, columns, 0)
+    held = Store({"all": arrays}, {"all": len(x)}, ("en", "zh"), CHUNK)
+    return held.splits(Tap(0, "in"), None if target is None else Tap(0, "out"))["all"]
+
+
+TIMELESS = ("tokens_per_second", "input_wait", "mfu")
+
+
+def read_log(directory: Path) -> list[dict]:
+    """A run's log without what depends on the clock."""
+    lines = (directory / "training_log.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMELESS} for line in lines]
 
 
 class Interfering(Split):
@@ -100,6 +122,32 @@ def language_model(d_model: int = D, name: str = "toy") -> LanguageModel:
     )
     params = decoder.init(config, jax.random.key(0))
     return LanguageModel(name, config, params, tokenizer(), Path(), "f" * 64)
+
+
+def text_rows(count: int, lengths: tuple[int, ...] = (5, 9, 30), seed: int = 0) -> Rows:
+    """Random rows that begin with BOS."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.choice(lengths, count)
+    tokens = tuple((1, *rng.integers(2, 40, n).tolist()) for n in sizes)
+    digest = f"{count} rows of seed {seed}"
+    return Rows(tokens, tuple(rng.integers(0, 2, count).tolist()), ("en", "zh"), digest)
+
+
+def streamed(
+    lm: LanguageModel,
+    rows: Rows,
+    settings: TrainConfig,
+    *,
+    tokens: int,
+    taps: tuple[Tap, ...] = (Tap(1),),
+    text: TextStream | None = None,
+    config: ActivationsConfig = STREAM,
+) -> Stream:
+    """Activations of rows, streamed over the mesh of the settings."""
+    mesh = states.make_mesh(settings, N)
+    text = Cycle(rows) if text is None else text
+    batch = settings.batch_tokens
+    return Stream(lm, taps, text, config, tokens=tokens, batch_tokens=batch, mesh=mesh)
 
 
 def corpora(directory: Path) -> tuple[tuple[str, Path], ...]:

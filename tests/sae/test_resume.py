@@ -1,7 +1,6 @@
 """What is killed, damaged or moved to other devices goes on as if nothing had happened."""
 
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -13,18 +12,22 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from sae_toys import SAE, TRAIN, Interfering, activations, split_of
+from sae_toys import (
+    SAE,
+    TRAIN,
+    Interfering,
+    activations,
+    language_model,
+    read_log,
+    split_of,
+    streamed,
+    text_rows,
+)
 
 from emojax.sae import trainer
 from emojax.sae.checkpoints import Checkpoints
 
 PROGRAM = str(Path(__file__).parent / "killed_run.py")
-TIMELESS = ("tokens_per_second", "mfu")
-
-
-def read_log(directory: Path) -> list[dict]:
-    lines = (directory / "training_log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMELESS} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +42,34 @@ def finished(split, tmp_path_factory):
     return trainer.train(SAE, TRAIN, split, directory), directory
 
 
-def run(folder: Path, *kill: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, PROGRAM, str(folder), *kill]
+@pytest.fixture(scope="module")
+def streamed_whole(tmp_path_factory):
+    """The same with activations streamed from a language model, through a buffer of 6 batches."""
+    directory = tmp_path_factory.mktemp("streamed")
+    source = streamed(language_model(), text_rows(400), TRAIN, tokens=2560)
+    return trainer.train(SAE, TRAIN, source, directory), directory
+
+
+def run(folder: Path, source: str, *kill: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, PROGRAM, str(folder), source, *kill]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_kill_9_anywhere_and_the_same_command_goes_on_bitwise(tmp_path, finished):
+@pytest.mark.parametrize(
+    ("source", "whole"), [("stored", "finished"), ("streamed", "streamed_whole")]
+)
+def test_kill_9_anywhere_and_the_same_command_goes_on_bitwise(tmp_path, source, whole, request):
     """One run, killed three times: between checkpoints, while one is written, just after one."""
+    finished = request.getfixturevalue(whole)
     point = np.random.default_rng().integers(11, 20)
     print(f"killed at {point}")
     for kill in (("step", str(point)), ("saving", "20"), ("step", "30")):
-        done = run(tmp_path, *kill)
+        done = run(tmp_path, source, *kill)
         assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert "20" in left
     assert "40" not in left
-    done = run(tmp_path)
+    done = run(tmp_path, source)
     assert "FINISHED" in done.stdout, done.stderr[-2000:]
     # The kill at 30 may have come before that checkpoint, which is written meanwhile, was whole.
     assert re.search("goes on after step (20|30) of 40", done.stderr)

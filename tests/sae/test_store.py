@@ -5,6 +5,7 @@ import signal
 
 import numpy as np
 import pytest
+import tensorstore as ts
 from sae_toys import CHUNK, activations, language_model, split_of
 
 from emojax.errors import UserError
@@ -40,7 +41,7 @@ def captured(lm, rows, tmp_path_factory):
 def same(one: store.Split, other: store.Split) -> None:
     assert one.tokens == other.tokens
     a, b = one.read(0, one.tokens), other.read(0, other.tokens)
-    for name in store.COLUMNS:
+    for name in (*store.COLUMNS, *store.TAP_COLUMNS):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
@@ -69,9 +70,9 @@ def test_an_interrupted_capture_goes_on_and_is_the_same(lm, rows, captured, tmp_
     written = []
     write = store._write
 
-    def interrupting(arrays, sample, start):
-        write(arrays, sample, start)
-        written.append(len(sample.norms))
+    def interrupting(arrays, columns, start):
+        write(arrays, columns, start)
+        written.append(len(columns["rows"]))
         if len(written) == 12:  # in the second segment
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -101,8 +102,8 @@ def test_a_finished_store_is_not_captured_again(lm, rows, captured, monkeypatch)
             lambda lm, rows: (dataclasses.replace(lm, fingerprint="0" * 64), TAP, rows),
             "fingerprint",
         ),
-        (lambda lm, rows: (lm, Tap(0), rows), "layer"),
-        (lambda lm, rows: (lm, Tap(1, "mlp_out"), rows), "site"),
+        (lambda lm, rows: (lm, Tap(0), rows), "taps"),
+        (lambda lm, rows: (lm, Tap(1, "mlp_out"), rows), "taps"),
         (
             lambda lm, rows: (
                 lm,
@@ -177,7 +178,35 @@ def test_a_transcoder_s_target_is_kept_beside_its_input(lm, rows, captured, tmp_
     np.testing.assert_array_equal(
         both.raw(0, both.tokens).target, alone["heldout"].raw(0, both.tokens).x
     )
-    with pytest.raises(UserError, match="another target_site"):
+    with pytest.raises(UserError, match="another taps"):
         store.capture(
             lm, TAP, rows, tmp_path, limit_gib=1.0, target=Tap(1, "attn_out"), chunk_tokens=CHUNK
         )
+
+
+def test_one_pass_serves_several_taps_and_a_part_of_them(lm, rows, captured, tmp_path, monkeypatch):
+    taps = [Tap(0), TAP, Tap(1, "mlp_out")]
+    passes, read = [], store.stream
+    monkeypatch.setattr(store, "stream", lambda *given: passes.append(given[2]) or read(*given))
+    held = store.capture_taps(lm, taps, rows, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
+    assert all(set(given) == set(taps) for given in passes)
+    same(held.splits(TAP)["train"], captured[0]["train"])
+    lower = held.splits(Tap(0))["heldout"].raw(0, 100).x
+    assert not np.array_equal(lower, captured[0]["heldout"].raw(0, 100).x)
+    del passes[:]
+    part = store.capture(lm, Tap(0), rows, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
+    assert not passes
+    np.testing.assert_array_equal(part["heldout"].raw(0, 100).x, lower)
+
+
+def test_a_store_at_an_address_is_one_on_disk(lm, rows, captured):
+    """The way to `gs://`, through the driver that keeps everything in memory."""
+    place = "memory://bucket/store"
+    small = {"heldout": rows["heldout"]}
+    for _ in range(2):
+        found = store.capture(lm, TAP, small, place, limit_gib=1.0, chunk_tokens=CHUNK)
+        same(found["heldout"], captured[0]["heldout"])
+    with pytest.raises(UserError, match="another taps"):
+        store.capture(lm, Tap(0), small, place, limit_gib=1.0, chunk_tokens=CHUNK)
+    spec = ts.KvStore.Spec(store.kvstore("gs://bucket/folder")).to_json()
+    assert spec == {"driver": "gcs", "bucket": "bucket", "path": "folder/"}

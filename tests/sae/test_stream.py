@@ -1,0 +1,259 @@
+"""Activations streamed: what the buffer gives out, and that a run goes on bitwise."""
+
+import dataclasses
+import itertools
+import json
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sae_toys import SAE, STREAM, TRAIN, D, language_model, read_log, streamed, text_rows
+
+from emojax.errors import UserError
+from emojax.lm.capture import Tap, capture
+from emojax.sae import ahead, mixing, trainer
+from emojax.sae import state as states
+from emojax.sae.mixing import Fresh
+from emojax.sae.packing import Cycle, Packer
+from emojax.sae.stream import ActivationsConfig
+
+TAP = Tap(1)
+B, DEPTH = TRAIN.batch_tokens, 6
+TOKENS = 40 * B
+SETTINGS = dataclasses.replace(TRAIN, epochs=1)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return language_model()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return text_rows(600)
+
+
+def opened(lm, rows, **options):
+    return streamed(lm, rows, SETTINGS, tokens=TOKENS, **options)
+
+
+def direct(lm, rows) -> list[np.ndarray]:
+    """Raw activations of each row."""
+    found = []
+    for row in rows.tokens:
+        tokens = np.array([row], np.int32)
+        read = capture(lm.config, lm.params, tokens, np.ones_like(tokens, bool), [TAP])[TAP]
+        found.append(np.asarray(read[0]))
+    return found
+
+
+def test_a_drawn_token_is_gone_and_its_time_in_the_buffer_is_geometric():
+    """4,000 steps of 4 columns with 8 slots each: tokens are numbered as they are captured."""
+    depth, columns, steps = 8, 4, 4000
+    mesh = states.make_mesh(TRAIN, SAE.n_latents)
+    buffer = mixing.empty(mixing.shapes(mesh, 1, columns, depth, 1, "float32"))
+    captured = itertools.count()
+
+    def fresh() -> Fresh:
+        numbers = jnp.array([next(captured) for _ in range(columns)], jnp.float32)
+        place = numbers.astype(jnp.int32)
+        return Fresh(jnp.ones((1, columns, 1)), numbers[None], place, place)
+
+    for slot in range(depth):
+        assert int(buffer.filled) == slot * columns
+        buffer = mixing.put(mesh, buffer, fresh(), np.full(columns, slot, np.int32))
+    drawn = []
+    for step in range(steps):
+        slots = mixing.slots(mesh, (columns, depth), np.int32(0), np.int32(step))
+        drawn.append(np.asarray(mixing.draw(mesh, buffer, slots).x[:, 0]))
+        buffer = mixing.put(mesh, buffer, fresh(), slots)
+    assert int(buffer.filled) == depth * columns
+    drawn = np.stack(drawn)
+    left = np.asarray(buffer.norms).ravel()
+    # Each of the tokens that were captured is given out once or still there.
+    assert sorted([*drawn.ravel(), *left]) == list(range((depth + steps) * columns))
+    # Token t was captured for step t // columns - depth, and may be drawn at the next one.
+    times = np.arange(steps)[:, None] - (drawn // columns - depth)
+    late = times[200:].ravel()
+    assert late.min() == 1
+    assert late.mean() == pytest.approx(depth, rel=0.1)
+    for n in (1, 4, 8, 16):
+        assert np.mean(late > n) == pytest.approx((1 - 1 / depth) ** n, abs=0.02)
+    # Tokens captured side by side go out together with probability 1 / (2 depth - 1).
+    when = {int(t): step for step, batch in enumerate(drawn) for t in batch}
+    pairs = [
+        when[t] == when[t + 1]
+        for t in range(0, 3000 * columns, columns)
+        if t in when and t + 1 in when
+    ]
+    assert np.mean(pairs) == pytest.approx(1 / (2 * depth - 1), abs=0.02)
+
+
+def test_the_buffer_is_changed_in_place():
+    mesh = states.make_mesh(TRAIN, SAE.n_latents)
+    like = mixing.shapes(mesh, 1, 64, 256, 32, "float16")
+    fresh = jax.eval_shape(
+        lambda: Fresh(
+            jnp.zeros((1, 64, 32), "float16"),
+            jnp.zeros((1, 64)),
+            jnp.zeros(64, jnp.int32),
+            jnp.zeros(64, jnp.int32),
+        )
+    )
+    slots = np.zeros(64, np.int32)
+    for compiled in (
+        mixing.draw.lower(mesh, like, slots).compile(),
+        mixing.put.lower(mesh, like, fresh, slots).compile(),
+    ):
+        assert compiled.memory_analysis().temp_size_in_bytes < like.values.size * 2 / 4
+
+
+def test_what_is_given_out_is_what_the_model_computes_once_and_without_bos(lm, rows):
+    """Batches and the buffer at their end are the first tokens of the text, in pack order."""
+    own = direct(lm, rows)
+    source, steps = opened(lm, rows), 30
+    batches = source.batches(B, seed=0)
+    seen = [np.asarray(next(batches).x) for _ in range(steps)]
+    state = jax.device_get(source.state())
+    seen.append((state.values[0] * state.norms[0][..., None]).reshape(-1, D))
+    wanted = []
+    for pack in itertools.islice(Packer(lm, Cycle(rows), STREAM.capture_tokens, 1), 40):
+        row, position = np.divmod(pack.kept[: pack.count], pack.tokens.shape[1])
+        assert position.min() == 1
+        wanted += [own[pack.numbers[r]][p] for r, p in zip(row, position, strict=True)]
+    wanted, seen = np.stack(wanted[: (steps + DEPTH) * B]), np.concatenate(seen)
+    assert wanted.shape == seen.shape
+    for column in (0, 7):
+        wanted, seen = (x[np.argsort(x[:, column])] for x in (wanted, seen))
+        np.testing.assert_allclose(seen[:, column], wanted[:, column], rtol=1e-3, atol=1e-4)
+
+
+def test_a_restored_stream_gives_the_same_batches(lm, rows):
+    source = opened(lm, rows)
+    batches = source.batches(B, seed=3)
+    for _ in range(7):
+        next(batches)
+    state, position = jax.device_get(source.state()), json.dumps(source.position())
+    wanted = [np.asarray(next(batches).x) for _ in range(9)]
+    again = opened(lm, rows)
+    again.restore(jax.device_put(state), json.loads(position))
+    batches = again.batches(B, seed=3, first_step=7)
+    for batch in wanted:
+        np.testing.assert_array_equal(next(batches).x, batch)
+    assert json.dumps(again.position()) == json.dumps(source.position())
+    other = opened(lm, rows).batches(B, seed=4)
+    assert not np.array_equal(next(other).x, wanted[0])
+
+
+def test_a_run_is_stopped_and_goes_on_bitwise(lm, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(states, "SAMPLE_TOKENS", 1000)
+    whole = trainer.train(SAE, SETTINGS, opened(lm, rows), tmp_path / "whole")
+    log = read_log(tmp_path / "whole")
+    assert len(log) == 40
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+
+    class Dying(Cycle):
+        def __next__(self):
+            if self._next == 330:
+                raise RuntimeError("power cut")
+            return super().__next__()
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer.train(SAE, SETTINGS, opened(lm, rows, text=Dying(rows)), tmp_path / "cut")
+    assert 10 < len(read_log(tmp_path / "cut")) < 39
+    again = trainer.train(SAE, SETTINGS, opened(lm, rows), tmp_path / "cut")
+    assert read_log(tmp_path / "cut") == log
+    np.testing.assert_array_equal(again.w_enc, whole.w_enc)
+
+
+def test_a_transcoder_s_target_is_of_the_same_tokens(lm, rows):
+    both = next(opened(lm, rows, taps=(TAP, Tap(1, "mlp_out"))).batches(B, seed=0))
+    inputs = next(opened(lm, rows).batches(B, seed=0))
+    target = next(opened(lm, rows, taps=(Tap(1, "mlp_out"),)).batches(B, seed=0))
+    np.testing.assert_allclose(both.x, inputs.x, rtol=1e-5)
+    np.testing.assert_allclose(both.target, target.x, rtol=1e-5)
+
+
+def test_a_sample_is_the_first_tokens_whenever_it_is_asked(lm, rows):
+    source = opened(lm, rows)
+    before = source.sample(300).x
+    assert before.shape == (300, D)
+    next(source.batches(B, seed=0))
+    np.testing.assert_array_equal(source.sample(300).x, before)
+
+
+def test_an_activation_that_is_not_finite_is_named(lm, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(states, "SAMPLE_TOKENS", 1000)
+    embed = np.array(lm.params["embed"])
+    embed[45] = np.nan
+    broken = dataclasses.replace(lm, params=lm.params | {"embed": jnp.asarray(embed)})
+    row = [*rows.tokens[200][:3], 45]
+    tokens = (*rows.tokens[:200], tuple(row), *rows.tokens[201:])
+    text = dataclasses.replace(rows, tokens=tokens)
+    with pytest.raises(UserError, match=r"at step \d+ .* is of row 200, position \d"):
+        trainer.train(SAE, SETTINGS, opened(broken, text), tmp_path)
+
+
+def test_what_does_not_fit_is_refused(lm, rows):
+    with pytest.raises(UserError, match="does not hold two batches"):
+        opened(lm, rows, config=dataclasses.replace(STREAM, buffer_tokens=2 * B - 1))
+    with pytest.raises(UserError, match="layer"):
+        opened(lm, rows, taps=(Tap(2),))
+    with pytest.raises(UserError, match="less than a batch"):
+        opened(lm, rows).steps_per_epoch(TOKENS + 1)
+    with pytest.raises(UserError, match="dtype 'int8'"):
+        ActivationsConfig(dtype="int8")
+    with pytest.raises(UserError, match="capture_tokens is 0"):
+        ActivationsConfig(capture_tokens=0)
+
+
+def test_text_that_ends_is_named(lm, rows):
+    class Ending(Cycle):
+        def __next__(self):
+            if self._next == 600:
+                raise StopIteration
+            return super().__next__()
+
+    batches = opened(lm, rows, text=Ending(rows)).batches(B, seed=0)
+    with pytest.raises(UserError, match="ends after 600 rows"):
+        for _ in batches:
+            pass
+
+
+def test_packs_hold_each_row_once_and_go_on_from_any_state(lm, rows):
+    packer = Packer(lm, Cycle(rows), 256, 2)
+    packs = list(itertools.islice(packer, 25))
+    assert {pack.tokens.shape for pack in packs} == {(16, 16), (8, 32)}
+    numbers = np.concatenate([pack.numbers for pack in packs])
+    assert len(set(numbers.tolist())) == len(numbers)
+    for pack in packs:
+        for row, mask, number in zip(pack.tokens, pack.mask, pack.numbers, strict=True):
+            assert tuple(row[mask]) == rows.tokens[number]
+        kept = pack.tokens.ravel()[pack.kept[: pack.count]]
+        assert pack.count == pack.mask.sum() - len(pack.numbers)
+        assert lm.tokenizer.bos_token_id not in kept
+    for place in (0, 1, 9, 24):
+        again = Packer(lm, Cycle(rows), 256, 2)
+        again.set_state(json.loads(json.dumps(packs[place].before)))
+        np.testing.assert_array_equal(next(again).tokens, packs[place].tokens)
+
+
+def test_a_thread_works_ahead_and_only_waiting_is_counted():
+    made, clock, third = [], ahead.Stopwatch(), threading.Event()
+
+    def work():
+        for i in range(10):
+            made.append(i)
+            if i == 3:
+                third.set()
+            yield i
+
+    items = ahead.ahead(work(), 3, clock)
+    assert next(items) == 0
+    assert third.wait(10)
+    items.close()
+    assert made == [0, 1, 2, 3]
+    assert list(ahead.ahead(iter("abc"), 2, clock)) == ["a", "b", "c"]
+    assert clock.seconds > 0
