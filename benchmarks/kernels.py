@@ -85,7 +85,7 @@ def contenders(problem: Problem, k: int) -> dict[str, dict[str, Contender | str]
             learning_rate=1e-3,
             settings=settings,
             implementation=name,
-        )
+        )[0]
 
     def gradients(loss: Callable) -> Contender:
         return jitted(jax.value_and_grad(loss, argnums=range(5)), *problem)

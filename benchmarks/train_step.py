@@ -74,7 +74,7 @@ def fused(
         )[:2]
         _, error = decode_error(values, indices, w_dec, b_dec, x, implementation=name)
         error = error * (2 / error.size)
-        rows = fused_row_update(
+        rows, _ = fused_row_update(
             rows,
             x,
             error,

@@ -98,7 +98,7 @@ def kernels():
         fused_row_update.row_chunk_kernel,
         {"w_dec": "fp32", "x": "T", "error": "T", "values": "T"}
         | LISTS
-        | {"part_dec": "fp32", "part_enc": "fp32", "part_bias": "fp32"},
+        | {"part_dec": "fp32", "part_enc": "fp32", "part_bias": "fp32", "d_pre": "fp32"},
         all_columns | {"N": N, "CHUNK": 256},
         (4, 2),
     )
@@ -118,7 +118,7 @@ def kernels():
             | {f"{name}_scales": "fp32" for name in names}
             | {"m_bias": "fp32", "v_bias": "fp32", "shadow_enc": "bf16", "shadow_dec": "bf16"}
         )
-        rest = {"x": "T", "error": "T", "values": "T"} | lists
+        rest = {"of_chunks": "fp32", "x": "T", "error": "T", "values": "T"} | lists
         parts = {"part_dec": "fp32", "part_enc": "fp32", "part_bias": "fp32"}
         yield (
             f"row_{weights}_{moments}_{d}",
@@ -127,7 +127,8 @@ def kernels():
             | rest
             | parts
             | {"scalars": "fp32", "salts": "u32"}
-            | {f"new_{name}": kind for name, kind in state.items()},
+            | {f"new_{name}": kind for name, kind in state.items()}
+            | {"d_pre": "fp32"},
             {"B1": 0.9, "B2": 0.999, "EPS": 1e-8, "UNIT": True, "EIGHT_BIT": moments == "8bit"}
             | {
                 "SCALE_BLOCK": 128,

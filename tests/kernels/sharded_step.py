@@ -71,14 +71,21 @@ def update_rows(x, rows):
     """A fused update of the rows at hand, as if there were no others."""
     values, indices = topk_encode(x, rows.w_enc, rows.b_enc, SHAPE.k)
     _, error = decode_error(values, indices, rows.w_dec, jnp.zeros(SHAPE.d), x)
-    return fused_row_update(rows, x, error, values, indices, learning_rate=1e-3, settings=RowAdam())
+    new, d_pre = fused_row_update(
+        rows, x, error, values, indices, learning_rate=1e-3, settings=RowAdam()
+    )
+    return new, jnp.zeros_like(rows.b_enc).at[indices].add(d_pre)
 
 
 def rows_by_shard(mesh, x, rows):
     """Each device updates its own latents' rows."""
     where = jax.tree.map(lambda leaf: P("latent") if leaf.ndim else P(), rows)
     sharded = jax.shard_map(
-        update_rows, mesh=mesh, in_specs=(P(), where), out_specs=where, check_vma=True
+        update_rows,
+        mesh=mesh,
+        in_specs=(P(), where),
+        out_specs=(where, P("latent")),
+        check_vma=True,
     )
     return jax.jit(sharded)(x, rows)
 
@@ -118,10 +125,11 @@ def main() -> None:
         for part in (slice(0, SHAPE.n // 2), slice(SHAPE.n // 2, SHAPE.n))
     ]
     each = [jax.jit(update_rows)(x, half) for half in halves]
-    new = rows_by_shard(mesh, x, rows)
+    new, d_bias = rows_by_shard(mesh, x, rows)
     for name in ("m_enc", "v_dec", "m_bias", "w_dec"):
-        want = jnp.concatenate([getattr(one, name) for one in each])
+        want = jnp.concatenate([getattr(one, name) for one, _ in each])
         np.testing.assert_allclose(getattr(new, name), want, rtol=1e-5, atol=1e-6)
+    compare(d_bias, jnp.concatenate([of_half for _, of_half in each]))
     assert int(new.step) == 1
     print("data parallel and latent parallel steps agree with one device")
 
