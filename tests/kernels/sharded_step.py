@@ -3,7 +3,6 @@
 A program of its own, for the number of devices is fixed when JAX starts.
 """
 
-import functools
 import importlib.util
 
 import conftest  # noqa: F401  Triton's kernels are interpreted
@@ -27,12 +26,12 @@ SMALL = Shape(4, 16, 96, 2)  # Triton's interpreter is slow
 P = jax.P
 
 
-def data_parallel(mesh, inputs, k, scoring=None, implementation=None):
+def data_parallel(mesh, inputs, k, mask=None, scoring=None, implementation=None):
     """Gradients of replicated weights, summed over the shards of the batch."""
     by = {"implementation": implementation}
 
     def loss(x, w_enc, b_enc, w_dec, b_dec):
-        values, indices = topk_encode(x, w_enc, b_enc, k, scoring=scoring, **by)
+        values, indices = topk_encode(x, w_enc, b_enc, k, mask=mask, scoring=scoring, **by)
         return jax.lax.psum(decode_error(values, indices, w_dec, b_dec, x, **by)[0].sum(), "data")
 
     replicated = (P(), P(), P(), P())
@@ -42,15 +41,15 @@ def data_parallel(mesh, inputs, k, scoring=None, implementation=None):
     return jax.jit(jax.value_and_grad(step, argnums=range(5)))(*inputs)
 
 
-def latent_parallel(mesh, x, w_enc, b_enc, w_dec, b_dec):
+def latent_parallel(mesh, mask, x, w_enc, b_enc, w_dec, b_dec):
     """Reconstruction from a dictionary whose latents are spread over devices.
 
     Each device takes the k best of its own latents, learns from the others' values where the k-th
     best of all lies, drops what is below, and decodes; only values and `[tokens, d]` travel.
     """
 
-    def decode(x, w_enc, b_enc, w_dec):
-        values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
+    def decode(x, w_enc, b_enc, w_dec, mask):
+        values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k, mask=mask)
         everyone = jax.lax.all_gather(values, "latent", axis=1, tiled=True)
         least = jax.lax.top_k(everyone, SHAPE.k)[0][:, -1:]
         values = jnp.where(values >= least, values, 0)
@@ -60,11 +59,11 @@ def latent_parallel(mesh, x, w_enc, b_enc, w_dec, b_dec):
     sharded = jax.shard_map(
         decode,
         mesh=mesh,
-        in_specs=(P("data"), P("latent"), P("latent"), P("latent")),
+        in_specs=(P("data"), P("latent"), P("latent"), P("latent"), P("latent")),
         out_specs=P("data"),
         check_vma=True,
     )
-    return jax.jit(sharded)(x, w_enc, b_enc, w_dec) + b_dec
+    return jax.jit(sharded)(x, w_enc, b_enc, w_dec, mask) + b_dec
 
 
 def update_rows(x, rows):
@@ -101,14 +100,20 @@ def main() -> None:
     mesh = jax.make_mesh((2, 2), ("data", "latent"), axis_types=(AxisType.Auto, AxisType.Auto))
     inputs = dictionary(SHAPE)
 
-    @functools.partial(jax.value_and_grad, argnums=range(5))
-    def whole(x, w_enc, b_enc, w_dec, b_dec):
-        values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
-        return decode_error(values, indices, w_dec, b_dec, x)[0].sum()
+    dead = jnp.arange(SHAPE.n) % 3 == 1
 
-    wanted = whole(*inputs)
+    def whole(mask):
+        def loss(x, w_enc, b_enc, w_dec, b_dec):
+            values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k, mask=mask)
+            return decode_error(values, indices, w_dec, b_dec, x)[0].sum()
+
+        return jax.value_and_grad(loss, argnums=range(5))(*inputs)
+
     for scoring in (None, "float8_e4m3fn"):
-        compare(data_parallel(mesh, inputs, SHAPE.k, scoring), wanted)
+        compare(data_parallel(mesh, inputs, SHAPE.k, scoring=scoring), whole(None))
+    of_dead = data_parallel(mesh, inputs, SHAPE.k, dead)
+    compare(of_dead, whole(dead))
+    assert of_dead[1][1].any() and not of_dead[1][1][~dead].any()
     if importlib.util.find_spec("triton"):
         few = dictionary(SMALL)
         compare(
@@ -116,9 +121,10 @@ def main() -> None:
             data_parallel(mesh, few, SMALL.k),
         )
     x, w_enc, b_enc, w_dec, b_dec = inputs
-    values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k)
-    want = sparse_decode(values, indices, w_dec, b_dec)
-    np.testing.assert_allclose(latent_parallel(mesh, *inputs), want, atol=2e-5)
+    for mask in (jnp.ones(SHAPE.n, bool), dead):
+        values, indices = topk_encode(x, w_enc, b_enc, SHAPE.k, mask=mask)
+        want = sparse_decode(values, indices, w_dec, b_dec)
+        np.testing.assert_allclose(latent_parallel(mesh, mask, *inputs), want, atol=2e-5)
     rows = init_rows(w_enc, b_enc, w_dec, RowAdam())
     halves = [
         jax.tree.map(lambda leaf, part=part: leaf[part] if leaf.ndim else leaf, rows)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from emojax_kernels import (
     RowAdam,
-    decode_error,
     fused_row_update,
     groupmax_encode,
     pallas_launch,
@@ -23,7 +22,7 @@ from emojax_kernels.topk_encode import pallas_tpu as encoder
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from kernel_problems import assert_close, code, dictionary
+from kernel_problems import assert_close, autoencoder_gradients, code, dictionary
 from test_fused_row_update import problem, step, update
 
 BOTH = ("pallas_tpu", "reference")
@@ -157,12 +156,24 @@ def test_threshold_and_groupmax():
     np.testing.assert_array_equal(got[2], want[2])
     used = np.asarray(want[0] > 0)
     np.testing.assert_array_equal(np.asarray(got[1])[used], np.asarray(want[1])[used])
+    mask = jnp.arange(300) % 3 == 1
     got, want = (
-        jax.jit(functools.partial(groupmax_encode, k=5, implementation=name))(x, w, b)
+        jax.jit(functools.partial(threshold_encode, k=5, implementation=name, mask=mask))(
+            x, w, b, threshold
+        )
         for name in BOTH
     )
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
-    np.testing.assert_array_equal(got[1], want[1])
+    np.testing.assert_array_equal(got[2], want[2])
+    for only in (None, mask.at[60:120].set(False)):  # of the second group none
+        got, want = (
+            jax.jit(functools.partial(groupmax_encode, k=5, implementation=name, mask=only))(
+                x, w, b
+            )
+            for name in BOTH
+        )
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+        np.testing.assert_array_equal(got[1], want[1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -207,19 +218,11 @@ def test_products_keep_what_is_not_finite_to_those_that_use_it(dtype):
 def test_every_gradient_of_an_autoencoder():
     shape = Shape(6, 24, 140, 3)
     inputs = dictionary(shape)
-
-    def loss(implementation):
-        def of(x, w_enc, b_enc, w_dec, b_dec):
-            values, indices = topk_encode(x, w_enc, b_enc, 3, implementation=implementation)
-            squared, error = decode_error(
-                values, indices, w_dec, b_dec, x, implementation=implementation
-            )
-            out = sparse_decode(values, indices, w_dec, b_dec, implementation=implementation)
-            return squared.mean() + (out * error).sum()
-
-        return jax.jit(jax.value_and_grad(of, argnums=range(5)))
-
-    assert_close(loss("pallas_tpu")(*inputs), loss("reference")(*inputs))
+    got, want = (
+        jax.jit(autoencoder_gradients(name, shape.k))(*inputs)
+        for name in ("pallas_tpu", "reference")
+    )
+    assert_close(got, want)
 
 
 def test_no_tokens():
@@ -234,17 +237,16 @@ def test_no_tokens():
     assert not any(g.any() for g in jax.grad(loss, argnums=range(5))(x, w, b, w_dec, b_dec))
 
 
-def test_vmap_runs_once_per_entry():
+def test_vmap_runs_once_per_entry_forward_and_backward():
+    """A batch of activations, and of dictionaries, whose weights differ."""
     shape = Shape(2, 16, 90, 2)
-    x, w, b, _, _ = dictionary(shape)
-    pair = jnp.stack([x, 2 * x])
+    pair = [jnp.stack(a) for a in zip(*(dictionary(shape, seed=i) for i in (0, 1)), strict=True)]
+    got, want = (jax.jit(jax.vmap(autoencoder_gradients(name, shape.k)))(*pair) for name in BOTH)
+    assert_close(got, want)
+    x, w, b, *_ = pair
     got, want = (
-        jax.jit(
-            jax.vmap(functools.partial(topk_encode, k=2, implementation=name), (0, None, None))
-        )(pair, w, b)
-        for name in BOTH
+        jax.vmap(functools.partial(topk_encode, k=2, implementation=name))(x, w, b) for name in BOTH
     )
-    assert_close(got[0], want[0])
     np.testing.assert_array_equal(got[1], want[1])
 
 

@@ -54,7 +54,7 @@ def fused_row_update(
             shadow, or an unknown implementation.
     """
     op = "fused_row_update"
-    forward = implementations.find(op, implementation)
+    forward = implementations.find(op, implementations.chosen(op, implementation))
     check_rows(op, rows, settings)
     checks.shapes(
         op,
