@@ -51,7 +51,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
         colours = [_OURS if who.startswith(("xla", "triton")) else _OTHERS for who in ran]
         bars = panel.barh(list(ran), speed, color=colours)
         panel.bar_label(bars, fmt="%.3g", padding=2)
-        panel.axvline(tokens / result["roofline"]["ms"], color="black", lw=0.8, ls=":")
+        if "ms" in result["roofline"]:
+            panel.axvline(tokens / result["roofline"]["ms"], color="black", lw=0.8, ls=":")
         panel.margins(x=0.18)
         panel.invert_yaxis()
         panel.set_title(name, fontsize=9)

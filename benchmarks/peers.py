@@ -75,7 +75,7 @@ def _contender(build: Callable[..., Peer], problem: Problem, k: int, call: str) 
     def peak() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
 
-    return Contender(prepare, wait, peak if cuda else None)
+    return Contender(prepare, wait, peak if cuda else None, ours=False)
 
 
 def _autocast(torch: Any, x: Any) -> Any:

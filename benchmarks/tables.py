@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import timing
 from emojax import errors, files
 from emojax.errors import UserError
 
@@ -33,12 +34,18 @@ def milliseconds(figure: float) -> str:
 
 def cell(figure: dict[str, Any], dense: dict[str, Any]) -> str:
     """Milliseconds, and how many times as fast as dense."""
-    if "median_ms" not in figure:
+    if "failed" in figure:
+        return _failed(figure)
+    if "absent" in figure:
         return "not here: " + figure["absent"].partition(":")[0]
     if "median_ms" not in dense:
         return milliseconds(figure["median_ms"])
     faster = dense["median_ms"] / figure["median_ms"]
     return f"{milliseconds(figure['median_ms'])}, {faster:.2f} x"
+
+
+def _failed(figure: dict[str, Any]) -> str:
+    return "**FAILED**: " + figure["failed"].replace("|", "\\|")
 
 
 def machine(report: dict[str, Any]) -> str:
@@ -50,7 +57,8 @@ def machine(report: dict[str, Any]) -> str:
     return (
         f"{report['device']}, {report['machine']}, {report['cores']} cores, Python "
         f"{report['python']}, {', '.join(f'{n} {v}' for n, v in used.items())}; median of "
-        f"{report['repeats']}; load average {min(loads):.1f} to {max(loads):.1f}.{note}"
+        f"{report['repeats']}, {timing.clock(report['platform'])}; load average {min(loads):.1f} "
+        f"to {max(loads):.1f}.{note}"
     )
 
 
@@ -93,7 +101,10 @@ def steps(report: dict[str, Any]) -> Iterator[str]:
         yield f"| {who} | " + " | ".join(cells) + " |"
     floors = [result["roofline"] for result in report["results"].values()]
     cells = [
-        f"{milliseconds(f['ms'])} ({f['tflops']} TFLOP/s, {f['gb_per_s']} GB/s)" for f in floors
+        _failed(f)
+        if "failed" in f
+        else f"{milliseconds(f['ms'])} ({f['tflops']} TFLOP/s, {f['gb_per_s']} GB/s)"
+        for f in floors
     ]
     yield "| roofline | " + " | ".join(cells) + " |"
     yield ""

@@ -6,8 +6,9 @@ import json
 import math
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ OUTPUT = flags.DEFINE_string("output", "benchmarks/results", "Folder of JSON and
 PACKAGES = ("jax", "jaxlib", "optax", "torch", "triton", "jax-triton", "eai-sparsify", "sae-lens")
 # Contenders take turns this many times, so that whatever else the machine does falls on all alike.
 _TURNS = 5
-# On a GPU a sample is the mean of this many calls in a row, waited for once.
-_CALLS_ON_GPU = 10
+# Off the CPU a sample is the mean of this many calls, so that the host is ahead of the device.
+_CALLS_IN_A_ROW = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +50,13 @@ class Contender:
       wait: blocks until what a call returned is there.
       peak_mib: after a turn, the peak of its memory as its framework knows it; None where it does
         not (PyTorch on a CPU).
+      ours: whether it is for this project to mend if it fails; a peer is not.
     """
 
     prepare: Callable[[], Callable[[], Any]]
     wait: Callable[[Any], Any]
     peak_mib: Callable[[], float] | None = None
+    ours: bool = True
 
 
 def jitted(
@@ -93,19 +96,19 @@ def jitted(
 
 
 def timed(contenders: Mapping[str, Contender | str], repeats: int) -> dict[str, dict[str, Any]]:
-    """What each contender took.
+    """What each contender took; see `clock` for the kind of time.
 
     Args:
       contenders: by name; a text in place of one says why it cannot run here.
       repeats: samples of each, at least.
 
     Returns:
-      By name: `median_ms`, `least_ms` and `memory_mib` (`Contender.peak_mib`), or `absent` with the
-      reason.
+      By name: `median_ms`, `least_ms`, `queued_ms` (the host's part of the median: until the calls
+      were queued) and `memory_mib` (`Contender.peak_mib`); or `absent` with the reason why it was
+      not tried; or `failed` with what it raised, and `ours`.
     """
-    calls = 1 if jax.default_backend() == "cpu" else _CALLS_ON_GPU
     results: dict[str, dict[str, Any]] = {}
-    taken: dict[str, list[float]] = {}
+    taken: dict[str, list[tuple[float, float]]] = {}
     for name, contender in contenders.items():
         if isinstance(contender, str):
             results[name] = {"absent": contender}
@@ -117,60 +120,139 @@ def timed(contenders: Mapping[str, Contender | str], repeats: int) -> dict[str, 
             assert isinstance(contender, Contender)
             # One that fails (out of memory, an operation its device lacks) costs its own row only.
             try:
-                call = contender.prepare()
-                out = call()
-                contender.wait(out)
-                for _ in range(math.ceil(repeats / _TURNS)):
-                    started = time.perf_counter()
-                    for _ in range(calls):
-                        out = call()
-                    contender.wait(out)
-                    taken[name].append(1e3 * (time.perf_counter() - started) / calls)
+                taken[name] += _turn(contender, math.ceil(repeats / _TURNS))
+                if turn == _TURNS - 1:
+                    results[name] = _summary(contender, taken[name])
             except Exception as error:
                 del taken[name]
-                results[name] = {"absent": f"failed: {type(error).__name__}: {error}"[:200]}
-                continue
-            if turn == _TURNS - 1:
-                median, least = float(np.median(taken[name])), min(taken[name])
-                memory = contender.peak_mib() if contender.peak_mib is not None else None
-                results[name] = {
-                    "median_ms": round(median, 4),
-                    "least_ms": round(least, 4),
-                    "memory_mib": None if memory is None else round(memory),
-                }
-            del call, out
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                results[name] = {"failed": text[:200], "ours": contender.ours}
     return {name: results[name] for name in contenders}
 
 
-def ratio(figures: Mapping[str, dict[str, Any]], of: str, to: str) -> float | None:
-    """How many times as fast as contender `to` contender `of` is; None where one did not run."""
-    if not all("median_ms" in figures.get(name, {}) for name in (of, to)):
-        return None
+def _turn(contender: Contender, samples: int) -> list[tuple[float, float]]:
+    """Milliseconds of a call, and of queueing it, several times."""
+    calls = _calls(jax.default_backend())
+    call = contender.prepare()
+    contender.wait(call())
+    found = []
+    for _ in range(samples):
+        started = time.perf_counter()
+        out = call()
+        for _ in range(calls - 1):
+            out = call()
+        queued = time.perf_counter()
+        contender.wait(out)
+        ended = time.perf_counter()
+        found.append((1e3 * (ended - started) / calls, 1e3 * (queued - started) / calls))
+    return found
+
+
+def _summary(contender: Contender, taken: list[tuple[float, float]]) -> dict[str, Any]:
+    whole, queued = np.array(taken).T
+    memory = contender.peak_mib() if contender.peak_mib is not None else None
+    return {
+        "median_ms": round(float(np.median(whole)), 4),
+        "least_ms": round(float(whole.min()), 4),
+        "queued_ms": round(float(np.median(queued)), 4),
+        "memory_mib": None if memory is None else round(memory),
+    }
+
+
+def _calls(platform: str) -> int:
+    return 1 if platform == "cpu" else _CALLS_IN_A_ROW
+
+
+def clock(platform: str) -> str:
+    """What kind of time was measured on a platform."""
+    if platform == "cpu":
+        return "wall clock of a call until its result is there"
+    return (
+        f"wall clock of {_calls(platform)} calls queued in a row and waited for once, per call: "
+        "the device's own time wherever queueing them (`queued_ms` in the JSON) took less"
+    )
+
+
+def ratio(figures: Mapping[str, dict[str, Any]], of: str, to: str) -> float | str:
+    """How many times as fast as contender `to` contender `of` is, or why nobody knows."""
+    for name in (of, to):
+        figure = figures.get(name, {"absent": "not asked for"})
+        if "failed" in figure:
+            return f"FAILED: {name}: {figure['failed']}"
+        if "absent" in figure:
+            return f"not run here: {name}: {figure['absent']}"
     return figures[to]["median_ms"] / figures[of]["median_ms"]
+
+
+def least(ratios: Iterable[float | str]) -> float | str:
+    """The least of several ratios, or why one of them is not known."""
+    ratios = list(ratios)
+    unknown = [ratio for ratio in ratios if isinstance(ratio, str)]
+    return unknown[0] if unknown else min(ratio for ratio in ratios if not isinstance(ratio, str))
 
 
 def rows(figures: Mapping[str, dict[str, Any]], tokens: int, base: str) -> Iterator[str]:
     """A line of the printed table for each contender."""
     for name, figure in figures.items():
+        if "failed" in figure:
+            yield f"    {name:32s}FAILED: {figure['failed']}"
+            continue
         if "absent" in figure:
             yield f"    {name:32s}{figure['absent']}"
             continue
+        faster = ratio(figures, name, base)
         memory = "" if figure["memory_mib"] is None else f"{figure['memory_mib']:9,d} MiB"
         yield (
             f"    {name:32s}{figure['median_ms']:10.2f} ms"
-            f"{ratio(figures, name, base) or math.nan:8.2f} x"
+            f"{math.nan if isinstance(faster, str) else faster:8.2f} x"
             f"{1e3 * tokens / figure['median_ms']:12,.0f} tokens/s{memory}"
         )
 
 
-def bar(text: str, measured: float | None, least: float, here: bool) -> dict[str, Any]:
-    """Prints one of the bars that were set before any measurement, and what became of it."""
-    if not here or measured is None:
+def bar(text: str, measured: float | str, least: float, here: bool) -> dict[str, Any]:
+    """Prints one of the bars that were set before any measurement, and what became of it.
+
+    Args:
+      text: what is asked.
+      measured: the figure, or why there is none.
+      least: what it must reach.
+      here: whether the bar was set for this machine.
+    """
+    if not here:
         verdict = "not run here"
+    elif isinstance(measured, str):
+        verdict = measured
     else:
         verdict = f"{measured:.2f}: " + ("met" if measured >= least else "MISSED")
     print(f"  bar: {text}: {verdict}")
-    return {"bar": text, "least": least, "measured": measured if here else None, "verdict": verdict}
+    known = here and not isinstance(measured, str)
+    return {
+        "bar": text,
+        "least": least,
+        "measured": measured if known else None,
+        "verdict": verdict,
+    }
+
+
+def failures(results: Mapping[str, Any], *path: str) -> Iterator[str]:
+    """Where in nested results something of ours failed."""
+    if "failed" in results:
+        if results["ours"]:
+            yield ", ".join(path)
+        return
+    for name, part in results.items():
+        if isinstance(part, Mapping):
+            yield from failures(part, *path, name)
+
+
+def end(results: Mapping[str, Any]) -> None:
+    """Ends the program with status 1 if anything of ours failed, once all is written."""
+    failed = list(failures(results))
+    if failed:
+        sys.exit(
+            f"error: {len(failed)} of our own failed ({'; '.join(failed)}); the reasons stand in "
+            "the table and in the JSON, where everything else was written too."
+        )
 
 
 def shapes() -> dict[str, Shape]:
@@ -218,6 +300,7 @@ def machine() -> dict[str, Any]:
         "platform": jax.default_backend(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
+        "clock": clock(jax.default_backend()),
         "python": platform.python_version(),
         "versions": versions,
     }

@@ -173,11 +173,9 @@ def fused_update(
         [term.part for term in forward.terms], params["b_dec"]
     )
     d_parts, d_b_dec = slopes
-    if config.target_site is None:
-        d_b_dec = d_b_dec - _through_encoder(params, codes, d_parts)
     work = [(x, slope, code) for slope, code in zip(d_parts, codes, strict=True)]
     n_dead = jax.lax.psum(jnp.sum(batch.dead), "latent")
-    update = functools.partial(_update_rows, params, mu, nu, step, rate)
+    update = functools.partial(_update_rows, params, mu, nu, step, rate, len(work))
     if settings.aux_coefficient:
 
         def revive():
@@ -188,14 +186,18 @@ def fused_update(
             return update([*work, (x, settings.aux_coefficient * slope, dead)]), found
 
         # A branch, because most steps of a healthy run have no dead latent to pay for.
-        rows, auxiliary = jax.lax.cond(n_dead > 0, revive, lambda: (update(work), jnp.zeros(())))
+        updated, auxiliary = jax.lax.cond(n_dead > 0, revive, lambda: (update(work), jnp.zeros(())))
     else:
-        rows, auxiliary = update(work), jnp.zeros(())
+        updated, auxiliary = update(work), jnp.zeros(())
+    *rows, d_centre = updated
+    d_b_dec = jax.lax.pmean(d_b_dec, "data")
+    if config.target_site is None:  # the encoder reads x - b_dec
+        d_b_dec = d_b_dec - d_centre
     bias = _adam(
         {"b_dec": params["b_dec"]},
         {"b_dec": mu["b_dec"]},
         {"b_dec": nu["b_dec"]},
-        {"b_dec": jax.lax.pmean(d_b_dec, "data")},
+        {"b_dec": d_b_dec},
         step,
         rate,
     )
@@ -205,28 +207,20 @@ def fused_update(
     return new, _over_data(metrics | {"loss": total})
 
 
-def _through_encoder(params: Params, codes: tuple[Codes, ...], d_parts: list[Array]) -> Array:
-    """What b_dec's place in the encoder's input adds to minus its gradient, from all latents."""
-    nowhere = jnp.zeros_like(params["b_dec"])
-    d_bias = jnp.zeros_like(params["b_enc"])
-    for code, slope in zip(codes, d_parts, strict=True):
-        _, pull = jax.vjp(
-            lambda v, code=code: sparse_decode(v, code.indices, params["w_dec"], nowhere),
-            code.values,
-        )
-        d_bias = d_bias.at[code.indices].add(jnp.where(code.values > 0, pull(slope)[0], 0))
-    return jax.lax.psum(d_bias @ params["w_enc"], "latent")
-
-
 def _update_rows(
     params: Params,
     mu: Params,
     nu: Params,
     step: Array,
     rate: Array,
+    n_terms: int,
     work: list[tuple[Array, Array, Codes]],
-) -> tuple[Params, Params, Params]:
-    """The rows, moved by all terms of all shards of tokens: each an input, a slope and a code."""
+) -> tuple[Params, Params, Params, Array]:
+    """The rows, moved by what all shards of tokens bring: inputs, slopes and codes.
+
+    The last result, `[d_model]`, is the gradient of the encoder's input from the first `n_terms` of
+    the work, summed over tokens: AuxK is not to move b_dec.
+    """
     width = max(code.values.shape[1] for _, _, code in work)
 
     def wide(array: Array) -> Array:
@@ -255,12 +249,18 @@ def _update_rows(
         shadow_dec=None,
         step=step,
     )
-    slope = slope / jax.lax.axis_size("data")  # the loss is a mean over shards of tokens
-    new = fused_row_update(rows, x, slope, values, indices, learning_rate=rate, settings=ADAM)
+    shards = jax.lax.axis_size("data")
+    slope = slope / shards  # the loss is a mean over shards of tokens
+    new, d_pre = fused_row_update(
+        rows, x, slope, values, indices, learning_rate=rate, settings=ADAM
+    )
+    own, latents = (a.reshape(shards, len(work), -1)[:, :n_terms] for a in (d_pre, indices))
+    d_bias = jnp.zeros_like(params["b_enc"]).at[latents].add(own)
     return (
         {"w_enc": new.w_enc, "w_dec": new.w_dec, "b_enc": new.b_enc},
         {"w_enc": new.m_enc, "w_dec": new.m_dec, "b_enc": new.m_bias},
         {"w_enc": new.v_enc, "w_dec": new.v_dec, "b_enc": new.v_bias},
+        jax.lax.psum(d_bias @ params["w_enc"], "latent"),
     )
 
 

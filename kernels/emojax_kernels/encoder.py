@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from emojax_kernels import checks, varying
 from emojax_kernels.row_products.api import encoder_gradients
@@ -19,10 +20,23 @@ def check(op: str, x: jax.Array, w_enc: jax.Array, b_enc: jax.Array, k: int) -> 
     return n
 
 
+def masked(op: str, b_enc: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The bias with which no latent competes that the mask rules out.
+
+    Raises:
+        TypeError: for a mask that is not of bools.
+        ValueError: for one that has not one entry per latent.
+    """
+    if mask is None:
+        return b_enc
+    checks.mask(op, mask, b_enc.shape[0])
+    return jnp.where(mask, b_enc, -jnp.inf)
+
+
 def encode(
     forward: Callable[..., tuple[jax.Array, ...]],
     k: int,
-    implementation: str | None,
+    name: str,
     *arrays: jax.Array,
 ) -> tuple[jax.Array, ...]:
     """`forward(x, w_enc, b_enc, *data, k)` with an encoder's gradient.
@@ -30,26 +44,26 @@ def encode(
     Args:
         forward: returns values `[tokens, k]` (ReLU'd), indices `[tokens, k]` and whole numbers.
         k: latents per token.
-        implementation: of the products in the gradient.
+        name: the implementation of the products in the gradient.
         *arrays: x `[tokens, d]`, w_enc `[n, d]`, b_enc `[n]`, and what else `forward` needs, which
             no gradient reaches.
     """
-    return _encode(forward, k, implementation, *varying.alike(*arrays))
+    return _encode(forward, k, name, *varying.alike(*arrays))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _encode(forward, k, implementation, x, w_enc, b_enc, *data):
+def _encode(forward, k, name, x, w_enc, b_enc, *data):
     return forward(x, w_enc, b_enc, *data, k)
 
 
-def _forward(forward, k, implementation, x, w_enc, b_enc, *data):
-    out = _encode(forward, k, implementation, x, w_enc, b_enc, *data)
+def _forward(forward, k, name, x, w_enc, b_enc, *data):
+    out = _encode(forward, k, name, x, w_enc, b_enc, *data)
     return out, (x, w_enc, b_enc, data, out[0], out[1])
 
 
-def _backward(forward, k, implementation, residuals, cotangents):
+def _backward(forward, k, name, residuals, cotangents):
     x, w_enc, b_enc, data, values, indices = residuals
-    gradients = encoder_gradients(cotangents[0], values, indices, x, w_enc, b_enc, implementation)
+    gradients = encoder_gradients(cotangents[0], values, indices, x, w_enc, b_enc, name)
     return (*gradients, *(None for _ in data))
 
 

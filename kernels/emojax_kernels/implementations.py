@@ -24,25 +24,34 @@ def module(op: str, implementation: str) -> types.ModuleType:
         ) from missing
 
 
-def find(op: str, implementation: str | None, offered: tuple[str, ...] = NAMES) -> Callable:
-    """The implementation of `op` by name, or the automatic choice for None.
-
-    Automatic is "xla": on the CPU the fastest by measurement, elsewhere the one that is proven.
-    "triton" and "pallas_tpu" have not been timed on the hardware that they are for.
+def chosen(op: str, implementation: str | None) -> str:
+    """The implementation's name: the one asked for, or for None the automatic choice.
 
     Raises:
-        ValueError: if `implementation` is none of `offered`.
-        ImportError: where Triton is asked for and not installed.
+        ValueError: if there is none of that name.
     """
-    name = implementation or automatic()
-    if name not in offered:
+    name = automatic() if implementation is None else implementation
+    if name not in NAMES:
         raise ValueError(
             f"{op}: implementation={implementation!r} is not known; use None (automatic) or one of "
-            f"{', '.join(map(repr, offered))}."
+            f"{', '.join(map(repr, NAMES))}."
         )
+    return name
+
+
+def find(op: str, name: str) -> Callable:
+    """The implementation of `op` of that name.
+
+    Raises:
+        ImportError: where Triton is asked for and not installed.
+    """
     return getattr(module(op, name), op)
 
 
 def automatic() -> str:
-    """The name that None stands for."""
+    """The name that None stands for: "xla".
+
+    On the CPU it is the fastest by measurement, elsewhere the one that is proven: "triton" and
+    "pallas_tpu" have not been timed on the hardware that they are for.
+    """
     return "xla"

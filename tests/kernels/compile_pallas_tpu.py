@@ -202,11 +202,8 @@ def main() -> None:
         sharded_step(topology, devices, Shape(64, 256, 1024, 8), "bfloat16")
         if topology == WIDE:
             for name in ("S", "L", "G"):
-                operations(topology, devices[0], SPEED[name], "bfloat16", ("topk_encode",))
-            for name in ("S", "L"):
-                operations(
-                    topology, devices[0], SPEED[name], "bfloat16", ("autoencoder_gradients",)
-                )
+                names = ("topk_encode", "autoencoder_gradients")
+                operations(topology, devices[0], SPEED[name], "bfloat16", names)
             row_update(topology, devices[0], SPEED["L"], "bfloat16", RowAdam(shadow="bfloat16"))
 
 

@@ -4,170 +4,133 @@ A program of its own, for in a process whose kernels are interpreted they cannot
 
     python tests/kernels/compile_triton.py
 
-prints a line of JSON per kernel, dtype and architecture.
+Operations are traced at the sizes at which speed is claimed, and what they would launch is compiled
+as they would launch it. Prints a line of JSON per kernel, shape, types and architecture.
 """
 
-import itertools
+import functools
 import json
 import os
 
 os.environ.pop("TRITON_INTERPRET", None)
 
+import jax
+import jax.numpy as jnp
 import triton
-from emojax_kernels.decode_error import triton as decode_error
-from emojax_kernels.fused_row_update import triton as fused_row_update
-from emojax_kernels.groupmax_encode import triton as groupmax_encode
-from emojax_kernels.row_products import triton as row_products
-from emojax_kernels.topk_encode import triton as topk_encode
+from emojax_kernels import (
+    RowAdam,
+    decode_error,
+    fused_row_update,
+    groupmax_encode,
+    init_rows,
+    sparse_decode,
+    threshold_encode,
+    topk_encode,
+)
+from emojax_kernels.decode_error import triton as decode_error_triton
+from emojax_kernels.fused_row_update import triton as fused_row_update_triton
+from emojax_kernels.groupmax_encode import triton as groupmax_encode_triton
+from emojax_kernels.row_products import triton as row_products_triton
+from emojax_kernels.shapes import SPEED
+from emojax_kernels.topk_encode import triton as topk_encode_triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+LAUNCHING = (
+    decode_error_triton,
+    fused_row_update_triton,
+    groupmax_encode_triton,
+    row_products_triton,
+    topk_encode_triton,
+)
 # Bytes of shared memory that one program may use.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
+TYPES = {
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "int32": "i32",
+    "uint32": "u32",
+    "int8": "i8",
+    "uint8": "u8",
+}
+BY = {"implementation": "triton"}
+# Moments of the update, dtype of its weights (those in bfloat16 need no shadows).
+UPDATES = (
+    ("float32", "float32"),
+    ("bfloat16", "float32"),
+    ("int8", "float32"),
+    ("int8", "bfloat16"),
+)
 
-N, K, D = 32768, 32, 2048
-LISTS = {"entry": "i32", "start": "i32", "chunk_latent": "i32", "chunk_start": "i32"}
-CODE = {"values": "T", "indices": "i32"}
+
+def launched(function, *inputs):
+    """What a function would launch: kernel, types of its arrays, constants, warps, stages."""
+    found = []
+
+    def record(kernel, *inputs, out, grid, aliases=None, num_warps=4, num_stages=2, **constants):
+        types = tuple(TYPES[str(a.dtype)] for a in (*inputs, *out))
+        found.append((kernel, types, tuple(constants.items()), num_warps, num_stages))
+        return [jnp.zeros(o.shape, o.dtype) for o in out]
+
+    for module in LAUNCHING:
+        module.launch = record
+    jax.eval_shape(function, *inputs)
+    return found
 
 
-def kernels():
-    """Name, kernel, types of its arrays (T: that of the activations), constants, warps, stages."""
-    sum_sizes = {"K": K, "D": D, "BLOCK": 1024}
-    all_columns = {"K": K, "D": D, "BLOCK": 2048}
-    rows, out = {"rows": "T"}, {"out": "fp32"}
-    yield (
-        "gather_sum",
-        row_products.gather_sum_kernel,
-        CODE | rows | out,
-        sum_sizes,
-        (4, 2),
+def programs(shape, dtype):
+    """All that the operations launch at a shape."""
+    t, d, n, k = shape.tokens, shape.d, shape.n, shape.k
+    of = jax.ShapeDtypeStruct
+    x, w, b, b_dec = of((t, d), dtype), of((n, d), dtype), of((n,), "float32"), of((d,), "float32")
+    values, indices = of((t, k), dtype), of((t, k), "int32")
+
+    def loss(x, w_enc, b_enc, w_dec, b_dec):
+        code = topk_encode(x, w_enc, b_enc, k, **BY)
+        squared, error = decode_error(*code, w_dec, b_dec, x, **BY)
+        return squared.sum() + (sparse_decode(*code, w_dec, b_dec, **BY) * error).sum()
+
+    yield from launched(jax.grad(loss, argnums=range(5)), x, w, b, w, b_dec)
+    yield from launched(functools.partial(threshold_encode, k=k, **BY), x, w, b, b)
+    yield from launched(functools.partial(groupmax_encode, k=k, **BY), x, w, b)
+    for moments, weights in UPDATES:
+        settings = RowAdam(moments=moments, shadow="bfloat16" if weights == "float32" else None)
+        wide = of((n, d), weights)
+        rows = jax.eval_shape(functools.partial(init_rows, settings=settings), wide, b, wide)
+        update = functools.partial(fused_row_update, learning_rate=1e-3, settings=settings, **BY)
+        yield from launched(update, rows, x, x, values, indices)
+
+
+def compile_for(arch, kernel, types, constants, warps, stages):
+    """A kernel's machine code and its shared memory."""
+    names = kernel.arg_names
+    assert set(names[len(types) :]) == set(dict(constants)), kernel
+    signature = dict(zip(names, (f"*{kind}" for kind in types), strict=False))
+    signature |= dict.fromkeys(names[len(types) :], "constexpr")
+    compiled = triton.compile(
+        ASTSource(kernel, signature, dict(constants)),
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": warps, "num_stages": stages},
     )
-    yield (
-        "gather_dot",
-        row_products.gather_dot_kernel,
-        {"e": "T", "indices": "i32"} | rows | out,
-        all_columns,
-        (4, 2),
-    )
-    lists = {name: LISTS[name] for name in ("entry", "start", "chunk_start")}
-    yield (
-        "scatter_chunk",
-        row_products.scatter_chunk_kernel,
-        {"values": "T"} | LISTS | {"e": "T", "parts": "fp32"},
-        sum_sizes | {"N": N, "CHUNK": 256},
-        (4, 2),
-    )
-    yield (
-        "scatter",
-        row_products.scatter_kernel,
-        {"values": "T"} | lists | {"e": "T", "parts": "fp32"} | out,
-        sum_sizes | {"CHUNK": 256},
-        (4, 2),
-    )
-    tile = {"ROWS": "tile", "LATENTS": "tile", "COLUMNS": "tile"}
-    yield (
-        "preactivation",
-        topk_encode.preactivation_kernel,
-        {"x": "T", "w_enc": "T", "b_enc": "fp32", "threshold": "fp32", "pre": "T", "best": "T"},
-        {"TOKENS": 8192, "N": N, "D": D, "GROUPS": topk_encode.GROUP, "WIDEN": False} | tile,
-        (8, 3),
-    )
-    yield (
-        "compact",
-        topk_encode.compact_kernel,
-        {"pre": "T", "chosen": "i32", "bound": "T", "kept": "T", "where": "i32", "count": "i32"},
-        {"N": N, "K": K, "GROUPS": topk_encode.GROUP, "SCANNED": 8, "ROOM": 64},
-        (4, 2),
-    )
-    yield (
-        "groupmax",
-        groupmax_encode.groupmax_kernel,
-        {"pre": "T", "values": "T", "indices": "i32"},
-        {"K": K, "SIZE": N // K, "BLOCK": N // K},
-        (4, 2),
-    )
-    yield (
-        "decode_error",
-        decode_error.decode_error_kernel,
-        CODE | {"w_dec": "T", "b_dec": "fp32", "x": "T", "squared": "fp32", "error": "T"},
-        all_columns,
-        (4, 2),
-    )
-    yield (
-        "row_chunk",
-        fused_row_update.row_chunk_kernel,
-        {"w_dec": "fp32", "x": "T", "error": "T", "values": "T"}
-        | LISTS
-        | {"part_dec": "fp32", "part_enc": "fp32", "part_bias": "fp32"},
-        all_columns | {"N": N, "CHUNK": 256},
-        (4, 2),
-    )
-    for weights, moments, d in (
-        ("fp32", "fp32", D),
-        ("fp32", "fp32", 4096),
-        ("fp32", "bf16", D),
-        ("fp32", "8bit", D),
-        ("bf16", "8bit", D),  # these need no shadows
-    ):
-        first = "i8" if moments == "8bit" else moments
-        second = "u8" if moments == "8bit" else moments
-        names = ("m_enc", "v_enc", "m_dec", "v_dec")
-        state = (
-            {"w_enc": weights, "w_dec": weights, "b_enc": "fp32"}
-            | {name: first if name[0] == "m" else second for name in names}
-            | {f"{name}_scales": "fp32" for name in names}
-            | {"m_bias": "fp32", "v_bias": "fp32", "shadow_enc": "bf16", "shadow_dec": "bf16"}
-        )
-        rest = {"x": "T", "error": "T", "values": "T"} | lists
-        parts = {"part_dec": "fp32", "part_enc": "fp32", "part_bias": "fp32"}
-        yield (
-            f"row_{weights}_{moments}_{d}",
-            fused_row_update.row_kernel,
-            state
-            | rest
-            | parts
-            | {"scalars": "fp32", "salts": "u32"}
-            | {f"new_{name}": kind for name, kind in state.items()},
-            {"B1": 0.9, "B2": 0.999, "EPS": 1e-8, "UNIT": True, "EIGHT_BIT": moments == "8bit"}
-            | {
-                "SCALE_BLOCK": 128,
-                "SHADOW": weights == "fp32",
-                "K": K,
-                "D": d,
-                "CHUNK": 256,
-                "BLOCK": d,
-            },
-            (d // 512, 2),
-        )
+    shared = compiled.metadata.shared
+    assert shared <= SHARED[arch], f"{kernel} sm_{arch}: {shared} bytes of shared memory"
+    return {"shared": shared, "cubin": len(compiled.asm["cubin"])}
 
 
 def main() -> None:
-    for (name, kernel, arrays, constants, (warps, stages)), dtype, arch in itertools.product(
-        kernels(), ("bf16", "fp32"), SHARED
-    ):
-        tile = topk_encode._TILE if dtype == "bf16" else topk_encode._TILE_WIDE
-        constants = dict(constants)
-        for at, size in zip(("ROWS", "LATENTS", "COLUMNS"), tile, strict=True):
-            if at in constants:
-                constants[at] = size
-        signature = {a: "*" + (dtype if kind == "T" else kind) for a, kind in arrays.items()}
-        signature |= dict.fromkeys(constants, "constexpr")
-        assert set(signature) == set(kernel.arg_names), name
-        signature = {a: signature[a] for a in kernel.arg_names}
-        compiled = triton.compile(
-            ASTSource(kernel, signature, constants),
-            target=GPUTarget("cuda", arch, 32),
-            options={"num_warps": warps, "num_stages": stages},
-        )
-        shared = compiled.metadata.shared
-        assert shared <= SHARED[arch], f"{name} {dtype} sm_{arch}: {shared} bytes of shared memory"
-        size = len(compiled.asm["cubin"])
-        print(
-            json.dumps(
-                {"kernel": name, "dtype": dtype, "sm": arch, "shared": shared, "cubin": size}
-            ),
-            flush=True,
-        )
+    # Both architectures and dtypes at one shape; elsewhere what the speed is claimed for.
+    cases = [
+        ("S", "bfloat16", 80),
+        ("S", "bfloat16", 90),
+        ("S", "float32", 80),
+        ("S", "float32", 90),
+    ]
+    cases += [("L", "bfloat16", 90), ("G", "bfloat16", 90)]
+    for name, dtype, arch in cases:
+        for program in dict.fromkeys(programs(SPEED[name], dtype)):
+            kernel, types, *_ = program
+            line = {"kernel": kernel.__name__, "shape": name, "dtype": dtype, "types": types}
+            print(json.dumps(line | {"sm": arch} | compile_for(arch, *program)), flush=True)
 
 
 if __name__ == "__main__":

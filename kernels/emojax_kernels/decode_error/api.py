@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from emojax_kernels import checks, implementations, varying
+from emojax_kernels.decode_error import reference
 from emojax_kernels.sparse_decode.api import decoder_gradients
+from emojax_kernels.sparse_decode.rows import decoded
 
 
 def decode_error(
@@ -21,7 +23,8 @@ def decode_error(
     """How a code's reconstruction differs from x: `sparse_decode(...) - x` and its squared norm.
 
     The reconstruction itself is not written. `squared.mean() / d` is the mean squared error, and
-    `row_update` wants `error` times the loss's scale. Differentiable in everything but indices.
+    `fused_row_update` wants `error` times the loss's scale. Differentiable in everything but
+    indices.
 
     Args:
         values: `[tokens, k]`, float32 or bfloat16.
@@ -40,7 +43,7 @@ def decode_error(
         ValueError: for shapes that do not agree or an unknown implementation.
     """
     op = "decode_error"
-    forward = implementations.find(op, implementation)
+    name = implementations.chosen(op, implementation)
     checks.shapes(
         op,
         {
@@ -53,27 +56,30 @@ def decode_error(
     )
     checks.dtypes(op, {"values": values, "w_dec": w_dec, "x": x}, {"b_dec": b_dec})
     checks.indices(op, indices)
-    if implementation == "reference":
-        return forward(values, indices, w_dec, b_dec, x)
-    arrays = varying.alike(values, indices, w_dec, b_dec, x)
-    return _decode_error(*arrays, forward, implementation)
+    if name == "reference":
+        return reference.decode_error(values, indices, w_dec, b_dec, x)
+    squared, error = _decode_error(*varying.alike(values, indices, w_dec, b_dec, x), name)
+    return squared, error
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _decode_error(values, indices, w_dec, b_dec, x, forward, implementation):
-    return forward(values, indices, w_dec, b_dec, x)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _decode_error(values, indices, w_dec, b_dec, x, name):
+    if name == "triton":  # which has a kernel for all of it
+        return implementations.find("decode_error", name)(values, indices, w_dec, b_dec, x)
+    error = decoded(values, indices, w_dec, b_dec, name) - x.astype(jnp.float32)
+    return (error**2).sum(-1), error.astype(x.dtype)
 
 
-def _forward(values, indices, w_dec, b_dec, x, forward, implementation):
-    squared, error = _decode_error(values, indices, w_dec, b_dec, x, forward, implementation)
+def _forward(values, indices, w_dec, b_dec, x, name):
+    squared, error = _decode_error(values, indices, w_dec, b_dec, x, name)
     return (squared, error), (values, indices, w_dec, b_dec, error)
 
 
-def _backward(forward, implementation, residuals, cotangents):
+def _backward(name, residuals, cotangents):
     values, indices, w_dec, b_dec, error = residuals
     d_squared, d_error = (c.astype(jnp.float32) for c in cotangents)
     e = (2 * d_squared[:, None] * error.astype(jnp.float32) + d_error).astype(error.dtype)
-    d_values, d_w, d_b = decoder_gradients(e, values, indices, w_dec, b_dec, implementation)
+    d_values, d_w, d_b = decoder_gradients(e, values, indices, w_dec, b_dec, name)
     return d_values, None, d_w, d_b, -e
 
 

@@ -17,14 +17,15 @@ def fused_row_update(
     learning_rate: jax.Array | float,
     settings: RowAdam,
     implementation: str | None = None,
-) -> RowState:
+) -> tuple[RowState, jax.Array]:
     """One training step of the dictionary, from a code and the cotangent of its reconstruction.
 
     With `dz[t, s] = <error[t], w_dec[j]> * (values[t, s] > 0)` and j = indices[t, s], the
     gradients are `sum values * error` for w_dec[j], `sum dz * x` for w_enc[j] and `sum dz` for
     b_enc[j]. Then, row by row: the decoder gradient's projection, Adam with bias correction
-    (as `optax.adam`), and the decoder's renormalisation. b_dec is not a row: its gradient is
-    `error.sum(0)`, and what the encoder's input owes to it.
+    (as `optax.adam`), and the decoder's renormalisation. b_dec is not a row. Its gradient is
+    `error.sum(0)`; where the encoder reads `x - b_dec`, less `dz` summed by latent (b_enc's
+    gradient) times the w_enc of before the step, and so dz is returned.
 
     Several losses on the same rows (AuxK, Matryoshka prefixes) are one call with their tokens
     stacked: x, error, values and indices concatenated over the token axis.
@@ -44,7 +45,8 @@ def fused_row_update(
         implementation: as in `topk_encode`.
 
     Returns:
-        The next `RowState`.
+        rows: the next `RowState`.
+        d_pre: `[tokens, k]`, float32, the dz above: the cotangent of the pre-activations.
 
     Raises:
         TypeError: for a dtype that is not supported.
@@ -52,7 +54,7 @@ def fused_row_update(
             shadow, or an unknown implementation.
     """
     op = "fused_row_update"
-    forward = implementations.find(op, implementation)
+    forward = implementations.find(op, implementations.chosen(op, implementation))
     check_rows(op, rows, settings)
     checks.shapes(
         op,

@@ -3,7 +3,7 @@
 The entries of a block, chunk by chunk, bring the rows of the error and of x that they use (see
 `row_products.pallas_tpu`); three small products make both gradients of the block, which stay in
 vector memory. After its last chunk come projection, Adam and norm, and the state is written in
-place. No gradient `[n, d]` exists. Only b_enc's, `[n]`, leaves the kernel.
+place. No gradient `[n, d]` exists. Only b_enc's, `[n]`, and the code's leave the kernel.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -33,7 +34,7 @@ def fused_row_update(
     indices: jax.Array,
     learning_rate: jax.Array,
     settings: RowAdam,
-) -> RowState:
+) -> tuple[RowState, jax.Array]:
     """See `emojax_kernels.fused_row_update`."""
     n, d = rows.w_enc.shape
     if d > _MOST_COLUMNS:
@@ -45,10 +46,13 @@ def fused_row_update(
         x, error, values, indices = (
             jnp.zeros((1, a.shape[1]), a.dtype) for a in (x, error, values, indices)
         )
+        rows, d_pre = fused_row_update(rows, x, error, values, indices, learning_rate, settings)
+        return rows, d_pre[:0]
     chunk = work.chunk_size(d, 2)
     products.check_entries(indices, n, chunk)
     visits = work.by_latent(indices, n, chunk)
     pack, blocks = products.pack_of(x), visits.start.size - 1
+    chunks, lanes = visits.source.shape[0], chunk * products.pack_of(x)
     weight = values.reshape(-1).astype(jnp.float32)[visits.position]
 
     step = rows.step + 1
@@ -66,7 +70,7 @@ def fused_row_update(
         prefetched, (target, value, shared, salt), refs = refs[:5], refs[5:9], refs[9:]
         before, (error, x), refs = refs[: len(state)], refs[kept : kept + 2], refs[kept + 2 :]
         after, new_shadows, refs = refs[: len(state)], refs[len(state) : kept], refs[kept:]
-        g_bias, error_rows, x_rows, arrived, g_enc, g_dec = refs
+        g_bias, d_pre, error_rows, x_rows, arrived, g_enc, g_dec = refs
         before, after = jax.tree.unflatten(layout, before), jax.tree.unflatten(layout, after)
         tables = [(error, error_rows), (x, x_rows)]
         at, begin, end = products.fetch(prefetched, tables, arrived, pack)
@@ -76,17 +80,22 @@ def fused_row_update(
             for gradient in (g_enc, g_dec, g_bias):
                 gradient[...] = jnp.zeros_like(gradient)
 
+        @pl.when(products.opens(prefetched, chunks))
+        def _() -> None:
+            d_pre[...] = jnp.zeros_like(d_pre)
+
         @pl.when(end > begin)
         def _() -> None:
             mine = products.owned(prefetched, target)
             e = products.unpacked(error_rows, at, pack)
             weights = jnp.where(mine, value[0], 0)
-            d_pre = products.multiply(before[1][0][...], e, 1)
-            d_pre = jnp.where(weights > 0, d_pre, 0)
+            dz = products.multiply(before[1][0][...], e, 1)
+            dz = jnp.where(weights > 0, dz, 0)
+            d_pre[...] += dz.sum(0, keepdims=True)[None]
             g_dec[...] += products.multiply(weights.astype(e.dtype), e, 0)
-            g_enc[...] += products.multiply(d_pre, products.unpacked(x_rows, at, pack), 0)
-            ones = jnp.ones((8, d_pre.shape[1]), jnp.float32)
-            g_bias[...] += products.multiply(ones, d_pre, 1)[:1][None]
+            g_enc[...] += products.multiply(dz, products.unpacked(x_rows, at, pack), 0)
+            ones = jnp.ones((8, lanes), jnp.float32)
+            g_bias[...] += products.multiply(ones, dz, 1)[:1][None]
 
         @pl.when(products.ends(prefetched))
         def _() -> None:
@@ -125,10 +134,12 @@ def fused_row_update(
         out=[
             *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (*state, *shadows)),
             jax.ShapeDtypeStruct((blocks, 1, BLOCK), jnp.float32),
+            jax.ShapeDtypeStruct((chunks, 1, lanes), jnp.float32),
         ],
         out_specs=[
             *(products.rows_spec(a.shape[1]) for a in (*state, *shadows)),
             pl.BlockSpec((1, 1, BLOCK), lambda v, block, chunk, start: (block[v], 0, 0)),
+            products.lanes_spec(chunks, lanes),
         ],
         aliases={i: i for i in range(kept)},
         scratch_shapes=(pltpu.VMEM((BLOCK, d), jnp.float32), pltpu.VMEM((BLOCK, d), jnp.float32)),
@@ -137,7 +148,10 @@ def fused_row_update(
     shadow_enc, shadow_dec = out[len(state) : kept] or (None, None)
     g_bias = out[kept].reshape(-1)[:n]
     b_enc, m_bias, v_bias = adam.moved(rows.b_enc, rows.m_bias, rows.v_bias, g_bias, pace, settings)
-    return dataclasses.replace(
+    # Back from the order of latents to that of the code.
+    entries = (visits.position, products.of_lanes(out[kept + 1], pack))
+    _, d_pre = lax.sort([a.reshape(-1)[: indices.size] for a in entries], num_keys=1)
+    new = dataclasses.replace(
         rows,
         w_enc=w_enc,
         w_dec=w_dec,
@@ -152,6 +166,7 @@ def fused_row_update(
         shadow_dec=shadow_dec,
         step=step,
     )
+    return new, d_pre.reshape(indices.shape)
 
 
 def _parts(moment: Moment) -> tuple[jax.Array, ...]:

@@ -33,7 +33,7 @@ def fused_row_update(
     indices: jax.Array,
     learning_rate: jax.Array,
     settings: RowAdam,
-) -> RowState:
+) -> tuple[RowState, jax.Array]:
     """See `emojax_kernels.fused_row_update`."""
     n, d = rows.w_enc.shape
     block = max(moments.BLOCK, triton.next_power_of_2(d))
@@ -41,7 +41,9 @@ def fused_row_update(
     num_warps = min(16, max(4, block // 512))
     lists = latent_lists(indices, n, CHUNK)
     chunks = lists.chunk_latent.size
-    part_dec, part_enc, part_bias = launch(
+    # Each entry's place is written by the one program that meets the entry.
+    d_pre = jax.ShapeDtypeStruct((max(1, indices.size),), jnp.float32)
+    part_dec, part_enc, part_bias, of_chunks = launch(
         row_chunk_kernel,
         rows.w_dec,
         x,
@@ -55,6 +57,7 @@ def fused_row_update(
             jax.ShapeDtypeStruct((chunks, d), jnp.float32),
             jax.ShapeDtypeStruct((chunks, d), jnp.float32),
             jax.ShapeDtypeStruct((chunks,), jnp.float32),
+            d_pre,
         ],
         grid=(chunks,),
         num_warps=num_warps,
@@ -66,9 +69,10 @@ def fused_row_update(
     scalars = jnp.stack([learning_rate, 1 - settings.b1**time, 1 - settings.b2**time])
     salts = jnp.stack([rounding.salt(settings.seed, step, array) for array in range(6)])
     state = _flat(rows)
-    new = launch(
+    *new, d_pre = launch(
         row_kernel,
         *state,
+        of_chunks,
         x,
         error,
         values,
@@ -80,9 +84,9 @@ def fused_row_update(
         part_bias,
         scalars,
         salts,
-        out=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in state],
+        out=[*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in state), d_pre],
         grid=(n,),
-        aliases={i: i for i in range(len(state))},
+        aliases={i: i for i in range(len(state) + 1)},
         num_warps=num_warps,
         B1=settings.b1,
         B2=settings.b2,
@@ -93,7 +97,7 @@ def fused_row_update(
         SHADOW=settings.shadow is not None,
         **sizes,
     )
-    return _restored(rows, new, step)
+    return _restored(rows, new, step), d_pre[: indices.size].reshape(indices.shape)
 
 
 def _flat(rows: RowState) -> list[jax.Array]:
@@ -144,11 +148,15 @@ def row_gradients(
     first,
     last,
     column,
+    d_pre,
     K: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients of a latent's decoder row, encoder row and bias from entries first..last-1."""
+    """Gradients of a latent's decoder row, encoder row and bias from entries first..last-1.
+
+    Writes the gradient of each entry's pre-activation on the way.
+    """
     inside = column < D
     g_dec = tl.zeros([BLOCK], tl.float32)
     g_enc = tl.zeros([BLOCK], tl.float32)
@@ -160,6 +168,7 @@ def row_gradients(
         e = tl.load(error + token * D + column, mask=inside, other=0).to(tl.float32)
         read = tl.load(x + token * D + column, mask=inside, other=0).to(tl.float32)
         dz = tl.where(value > 0, tl.sum(e * decoder), 0)
+        tl.store(d_pre + position, dz)
         g_dec += value * e
         g_enc += dz * read
         g_bias += dz
@@ -180,6 +189,7 @@ def row_chunk_kernel(
     part_dec,
     part_enc,
     part_bias,
+    d_pre,
     N: tl.constexpr,
     K: tl.constexpr,
     D: tl.constexpr,
@@ -193,7 +203,7 @@ def row_chunk_kernel(
     latent, first, last = chunk_bounds(chunk, start, chunk_latent, chunk_start, N, CHUNK)
     decoder = tl.load(w_dec + latent.to(tl.int64) * D + column, mask=inside, other=0)
     g_dec, g_enc, g_bias = row_gradients(
-        decoder.to(tl.float32), x, error, values, entry, first, last, column, K, D, BLOCK
+        decoder.to(tl.float32), x, error, values, entry, first, last, column, d_pre, K, D, BLOCK
     )
     tl.store(part_dec + chunk * D + column, g_dec, mask=inside)
     tl.store(part_enc + chunk * D + column, g_enc, mask=inside)
@@ -341,6 +351,7 @@ def row_kernel(
     v_bias,
     shadow_enc,
     shadow_dec,
+    of_chunks,
     x,
     error,
     values,
@@ -367,6 +378,7 @@ def row_kernel(
     new_v_bias,
     new_shadow_enc,
     new_shadow_dec,
+    d_pre,
     B1: tl.constexpr,
     B2: tl.constexpr,
     EPS: tl.constexpr,
@@ -401,7 +413,7 @@ def row_kernel(
             g_bias += tl.load(part_bias + chunk)
     else:
         g_dec, g_enc, g_bias = row_gradients(
-            decoder, x, error, values, entry, first, last, column, K, D, BLOCK
+            decoder, x, error, values, entry, first, last, column, d_pre, K, D, BLOCK
         )
 
     # Encoder row.

@@ -19,11 +19,11 @@ def fused_row_update(
     indices: jax.Array,
     learning_rate: jax.Array,
     settings: RowAdam,
-) -> RowState:
+) -> tuple[RowState, jax.Array]:
     """See `emojax_kernels.fused_row_update`."""
     n = rows.w_enc.shape[0]
     d_pre = jnp.where(values > 0, products.gather_dot(error, indices, rows.w_dec), 0)
     g_dec = products.scatter_sum(values, indices, error, n)
     g_enc = products.scatter_sum(d_pre, indices, x, n)
     g_bias = products.latent_sums(d_pre, indices, n)
-    return adam.update(rows, g_enc, g_dec, g_bias, learning_rate, settings)
+    return adam.update(rows, g_enc, g_dec, g_bias, learning_rate, settings), d_pre

@@ -11,6 +11,7 @@ def groupmax_encode(
     b_enc: jax.Array,
     k: int,
     *,
+    mask: jax.Array | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The largest latent of each of k groups of n/k neighbouring latents, passed through ReLU.
@@ -23,6 +24,8 @@ def groupmax_encode(
         w_enc: `[n, d]`, one row per latent, of x's dtype.
         b_enc: `[n]`, of x's dtype or float32.
         k: groups, and so latents per token; divides n; static.
+        mask: `[n]`, bool; latents where it is False do not compete. A group of none but those has
+            value 0 and the index of its first.
         implementation: as in `topk_encode`.
 
     Returns:
@@ -35,11 +38,13 @@ def groupmax_encode(
             implementation.
     """
     op = "groupmax_encode"
-    forward = implementations.find(op, implementation)
+    name = implementations.chosen(op, implementation)
+    forward = implementations.find(op, name)
     n = encoder.check(op, x, w_enc, b_enc, k)
     if n % k:
         raise ValueError(f"{op}: k={k} with n={n} latents; supported: a k that divides n.")
-    if implementation == "reference":
+    b_enc = encoder.masked(op, b_enc, mask)
+    if name == "reference":
         return forward(x, w_enc, b_enc, k)
-    values, indices = encoder.encode(forward, k, implementation, x, w_enc, b_enc)
+    values, indices = encoder.encode(forward, k, name, x, w_enc, b_enc)
     return values, indices

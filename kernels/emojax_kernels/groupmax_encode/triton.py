@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from emojax_kernels.topk_encode.triton import larger, preactivations
+from emojax_kernels.topk_encode.triton import by_tokens, larger, preactivations
 from emojax_kernels.triton_launch import launch
 
 
@@ -15,21 +15,27 @@ def groupmax_encode(
     x: jax.Array, w_enc: jax.Array, b_enc: jax.Array, k: int
 ) -> tuple[jax.Array, jax.Array]:
     """See `emojax_kernels.groupmax_encode`."""
-    tokens, n = x.shape[0], w_enc.shape[0]
-    pre, _ = preactivations(x, w_enc, b_enc, jnp.full(n, -jnp.inf, jnp.float32))
-    values, indices = launch(
-        groupmax_kernel,
-        pre,
-        out=[
-            jax.ShapeDtypeStruct((tokens, k), x.dtype),
-            jax.ShapeDtypeStruct((tokens, k), jnp.int32),
-        ],
-        grid=(tokens, k),
-        K=k,
-        SIZE=n // k,
-        BLOCK=triton.next_power_of_2(n // k),
-    )
-    return values, indices
+    n = w_enc.shape[0]
+    no_threshold = jnp.full(n, -jnp.inf, jnp.float32)
+
+    def encode(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        tokens = rows.shape[0]
+        pre, _ = preactivations(rows, w_enc, b_enc, no_threshold)
+        values, indices = launch(
+            groupmax_kernel,
+            pre,
+            out=[
+                jax.ShapeDtypeStruct((tokens, k), x.dtype),
+                jax.ShapeDtypeStruct((tokens, k), jnp.int32),
+            ],
+            grid=(tokens, k),
+            K=k,
+            SIZE=n // k,
+            BLOCK=triton.next_power_of_2(n // k),
+        )
+        return values, indices
+
+    return by_tokens(encode, x, n)
 
 
 @triton.jit

@@ -9,9 +9,9 @@ from emojax_kernels import implementations
 from emojax_kernels.row_products.xla import latent_sums
 
 
-def products(implementation: str | None) -> types.ModuleType:
-    """The module with `gather_sum`, `gather_dot` and `scatter_sum`."""
-    return implementations.module("row_products", implementation or implementations.automatic())
+def products(name: str) -> types.ModuleType:
+    """The module with `gather_sum`, `gather_dot` and `scatter_sum` of an implementation."""
+    return implementations.module("row_products", name)
 
 
 def encoder_gradients(
@@ -21,7 +21,7 @@ def encoder_gradients(
     x: jax.Array,
     w_enc: jax.Array,
     b_enc: jax.Array,
-    implementation: str | None,
+    name: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of x, w_enc and b_enc from that of an encoder's values, all `[tokens, k]`.
 
@@ -29,7 +29,7 @@ def encoder_gradients(
     """
     n = w_enc.shape[0]
     d_pre = jnp.where(values > 0, d_values, 0)
-    by = products(implementation)
+    by = products(name)
     d_x = by.gather_sum(d_pre, indices, w_enc)
     d_w = by.scatter_sum(d_pre, indices, x, n)
     d_b = latent_sums(d_pre, indices, n)

@@ -127,10 +127,8 @@ def _dot(e, indices, rows, chunk):
     def kernel(*refs: Any) -> None:
         prefetched, (target, error, table, out, waiting, arrived) = refs[:5], refs[5:]
         at, begin, end = fetch(prefetched, [(table, waiting)], arrived, pack)
-        now, v = prefetched[1], pl.program_id(0)
-        fresh = (v == 0) | (now[jnp.maximum(v - 1, 0)] != now[v])
 
-        @pl.when(fresh & (now[v] < chunks))
+        @pl.when(opens(prefetched, chunks))
         def _() -> None:
             out[...] = jnp.zeros_like(out)
 
@@ -150,10 +148,7 @@ def _dot(e, indices, rows, chunk):
         out=[jax.ShapeDtypeStruct((chunks, 1, lanes), jnp.float32)],
         out_specs=[lanes_spec(chunks, lanes)],
     )
-    used = out[:, 0, ::pack]
-    for half in range(1, pack):
-        used += out[:, 0, half::pack]
-    return used.reshape(-1)[: tokens * k].reshape(tokens, k)
+    return of_lanes(out, pack).reshape(-1)[: tokens * k].reshape(tokens, k)
 
 
 # What the row kernels share.
@@ -262,6 +257,11 @@ def spread(array: jax.Array, source: jax.Array, pack: int, fill: int) -> jax.Arr
     return jnp.where(used, array[:, :, None], fill).reshape(array.shape[0], 1, -1)
 
 
+def of_lanes(array: jax.Array, pack: int) -> jax.Array:
+    """Lanes `[chunks, 1, chunk * pack]`, 0 in those not used, to entries `[chunks, chunk]`."""
+    return array.reshape(array.shape[0], -1, pack).sum(-1)
+
+
 def fetch(
     prefetched: Any, tables: list[tuple[Any, Any]], arrived: Any, pack: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -333,6 +333,12 @@ def ends(prefetched: Any) -> jax.Array:
     """Whether this is the last visit of its block."""
     block, v, last = prefetched[0], pl.program_id(0), pl.num_programs(0) - 1
     return (v == last) | (block[jnp.minimum(v + 1, last)] != block[v])
+
+
+def opens(prefetched: Any, chunks: int) -> jax.Array:
+    """Whether this is the first visit of its chunk, of which there are so many."""
+    chunk, v = prefetched[1], pl.program_id(0)
+    return ((v == 0) | (chunk[jnp.maximum(v - 1, 0)] != chunk[v])) & (chunk[v] < chunks)
 
 
 def owned(prefetched: Any, target: Any) -> jax.Array:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from emojax_kernels import checks, implementations, varying
 from emojax_kernels.row_products.api import products
+from emojax_kernels.sparse_decode import reference
+from emojax_kernels.sparse_decode.rows import decoded
 
 
 def sparse_decode(
@@ -37,7 +39,7 @@ def sparse_decode(
         ValueError: for shapes that do not agree or an unknown implementation.
     """
     op = "sparse_decode"
-    forward = implementations.find(op, implementation)
+    name = implementations.chosen(op, implementation)
     checks.shapes(
         op,
         {
@@ -49,25 +51,23 @@ def sparse_decode(
     )
     checks.dtypes(op, {"values": values, "w_dec": w_dec}, {"b_dec": b_dec})
     checks.indices(op, indices)
-    if implementation == "reference":
-        return forward(values, indices, w_dec, b_dec)
-    arrays = varying.alike(values, indices, w_dec, b_dec)
-    return _decode(*arrays, forward, implementation)
+    if name == "reference":
+        return reference.sparse_decode(values, indices, w_dec, b_dec)
+    return _decode(*varying.alike(values, indices, w_dec, b_dec), name)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _decode(values, indices, w_dec, b_dec, forward, implementation):
-    return forward(values, indices, w_dec, b_dec)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _decode(values, indices, w_dec, b_dec, name):
+    return decoded(values, indices, w_dec, b_dec, name).astype(values.dtype)
 
 
-def _forward(values, indices, w_dec, b_dec, forward, implementation):
-    out = _decode(values, indices, w_dec, b_dec, forward, implementation)
-    return out, (values, indices, w_dec, b_dec)
+def _forward(values, indices, w_dec, b_dec, name):
+    return _decode(values, indices, w_dec, b_dec, name), (values, indices, w_dec, b_dec)
 
 
-def _backward(forward, implementation, residuals, e):
+def _backward(name, residuals, e):
     values, indices, w_dec, b_dec = residuals
-    d_values, d_w, d_b = decoder_gradients(e, values, indices, w_dec, b_dec, implementation)
+    d_values, d_w, d_b = decoder_gradients(e, values, indices, w_dec, b_dec, name)
     return d_values, None, d_w, d_b
 
 
@@ -80,10 +80,10 @@ def decoder_gradients(
     indices: jax.Array,
     w_dec: jax.Array,
     b_dec: jax.Array,
-    implementation: str | None,
+    name: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of values, w_dec and b_dec from that of the decoder's output, `[tokens, d]`."""
-    by = products(implementation)
+    by = products(name)
     d_values = by.gather_dot(e, indices, w_dec)
     d_w = by.scatter_sum(values, indices, e, w_dec.shape[0])
     d_b = e.astype(jnp.float32).sum(0)

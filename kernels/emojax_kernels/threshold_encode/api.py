@@ -12,6 +12,7 @@ def threshold_encode(
     threshold: jax.Array,
     k: int,
     *,
+    mask: jax.Array | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The latents whose pre-activation lies above a threshold, in k slots per token.
@@ -31,6 +32,7 @@ def threshold_encode(
         b_enc: `[n]`, of x's dtype or float32.
         threshold: `[n]`, of x's dtype or float32; compared with pre-activations rounded to x's.
         k: slots per token, 1 <= k <= n; static.
+        mask: `[n]`, bool; latents where it is False are neither kept nor counted.
         implementation: as in `topk_encode`.
 
     Returns:
@@ -43,11 +45,13 @@ def threshold_encode(
         ValueError: for shapes that do not agree, k outside 1..n or an unknown implementation.
     """
     op = "threshold_encode"
-    forward = implementations.find(op, implementation)
+    name = implementations.chosen(op, implementation)
+    forward = implementations.find(op, name)
     encoder.check(op, x, w_enc, b_enc, k)
+    b_enc = encoder.masked(op, b_enc, mask)
     checks.shapes(op, {"b_enc": (b_enc, "n"), "threshold": (threshold, "n")})
     checks.dtypes(op, {"x": x, "w_enc": w_enc}, {"threshold": threshold})
-    if implementation == "reference":
+    if name == "reference":
         return forward(x, w_enc, b_enc, threshold, k)
-    values, indices, count = encoder.encode(forward, k, implementation, x, w_enc, b_enc, threshold)
+    values, indices, count = encoder.encode(forward, k, name, x, w_enc, b_enc, threshold)
     return values, indices, count

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from emojax_kernels.topk_encode.triton import preactivations, select
+from emojax_kernels.topk_encode.triton import by_tokens, preactivations, select
 
 
 def threshold_encode(
@@ -11,7 +11,10 @@ def threshold_encode(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `emojax_kernels.threshold_encode`."""
     least = jnp.maximum(threshold.astype(jnp.float32), 0)
-    pre, best = preactivations(x, w_enc, b_enc, least)
-    values, indices = select(pre, best, k)
-    count = (pre != -jnp.inf).sum(-1, dtype=jnp.int32)
-    return jax.nn.relu(values), indices, count
+
+    def encode(rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        pre, best = preactivations(rows, w_enc, b_enc, least)
+        values, indices = select(pre, best, k)
+        return jax.nn.relu(values), indices, (pre != -jnp.inf).sum(-1, dtype=jnp.int32)
+
+    return by_tokens(encode, x, w_enc.shape[0])

@@ -1,9 +1,8 @@
 """The TopK encoder with its complete gradient."""
 
 import jax
-import jax.numpy as jnp
 
-from emojax_kernels import checks, encoder, implementations
+from emojax_kernels import encoder, implementations
 from emojax_kernels.topk_encode import scoring as scored
 
 SCORING = ("float8_e4m3fn",)
@@ -49,22 +48,21 @@ def topk_encode(
         TypeError: for a dtype that is not supported.
         ValueError: for shapes that do not agree, k outside 1..n, an unknown implementation, or a
             scoring that is unknown or not offered by the implementation.
+        ImportError: for "triton" where it or jax-triton is not installed.
     """
     op = "topk_encode"
-    forward = implementations.find(op, implementation)
+    name = implementations.chosen(op, implementation)
+    forward = implementations.find(op, name)
     encoder.check(op, x, w_enc, b_enc, k)
-    if mask is not None:
-        checks.mask(op, mask, w_enc.shape[0])
-        b_enc = jnp.where(mask, b_enc, -jnp.inf)
+    b_enc = encoder.masked(op, b_enc, mask)
     if scoring is not None:
-        name = implementation or implementations.automatic()
         if scoring not in SCORING or name != "xla":
             raise ValueError(
                 f"{op}: scoring={scoring!r} with implementation={name!r}; supported: None, or "
                 f"{SCORING[0]!r} with 'xla'."
             )
         forward = scored.topk_encode
-    if implementation == "reference":
+    if name == "reference":
         return forward(x, w_enc, b_enc, k)
-    values, indices = encoder.encode(forward, k, implementation, x, w_enc, b_enc)
+    values, indices = encoder.encode(forward, k, name, x, w_enc, b_enc)
     return values, indices

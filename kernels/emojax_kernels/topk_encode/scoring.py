@@ -17,14 +17,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from emojax_kernels.blocks import map_blocks
+from emojax_kernels.repair import repaired
 from emojax_kernels.topk_encode import xla
 
 # Candidates as a multiple of k.
 SPARE = 4
 # Deviations of the error between the k-th pre-activation and what was left out.
 MARGIN = 8.0
-# One token in so many is encoded again by itself; if it takes more, all are.
-_AGAIN = 8
 _LARGEST = 448.0
 # Elements of gathered rows held at once: what the CPU's caches hold, elsewhere what keeps it busy.
 _GATHERED = {"cpu": 1 << 19, "default": 1 << 27}
@@ -38,18 +37,8 @@ def topk_encode(
     if not tokens or SPARE * k >= n:
         return xla.topk_encode(x, w_enc, b_enc, k)
     values, indices, certified = candidates(x, w_enc, b_enc, k)
-    again = max(1, tokens // _AGAIN)
-
-    def some() -> tuple[jax.Array, jax.Array]:
-        (rows,) = jnp.nonzero(~certified, size=again, fill_value=0)
-        new_values, new_indices = xla.topk_encode(x[rows], w_enc, b_enc, k)
-        # Places left over name the first token, which an exact encoding does not harm.
-        return values.at[rows].set(new_values), indices.at[rows].set(new_indices)
-
-    left = (~certified).sum()
-    branch = (left > 0).astype(jnp.int32) + (left > again)
-    return lax.switch(
-        branch, [lambda: (values, indices), some, lambda: xla.topk_encode(x, w_enc, b_enc, k)]
+    return repaired(
+        ~certified, (values, indices), lambda rows: xla.topk_encode(x[rows], w_enc, b_enc, k)
     )
 
 

@@ -6,11 +6,14 @@
    entry >= t lies in a group whose maximum is >= t. The k best groups (ties to the lower index)
    hold the k best entries: see `xla.select_by_groups`.
 3. Scan those groups, compact the entries >= t, in order of index, into a buffer of 2k.
-4. Top-k of the buffer. Rows with more survivors are counted, and if there is one, the batch is
-   selected from all of its candidates instead: exact either way.
+4. Top-k of the buffer. Rows with more survivors are counted, and selected from all of their
+   candidates instead: exact either way.
+
+In float32 a block of tokens is encoded at a time, so that no array is as large as `[tokens, n]`.
 """
 
-from typing import no_type_check
+from collections.abc import Callable
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,9 @@ import triton
 import triton.language as tl
 from jax import lax
 
+from emojax_kernels.blocks import map_blocks
+from emojax_kernels.repair import repaired
+from emojax_kernels.topk_encode.xla import ELEMENTS
 from emojax_kernels.triton_launch import INTERPRET, launch
 
 # Latents per group.
@@ -35,9 +41,17 @@ def topk_encode(
 ) -> tuple[jax.Array, jax.Array]:
     """See `emojax_kernels.topk_encode`."""
     no_threshold = jnp.full(w_enc.shape[0], -jnp.inf, jnp.float32)
-    pre, best = preactivations(x, w_enc, b_enc, no_threshold)
-    values, indices = select(pre, best, k)
-    return jax.nn.relu(values), indices
+
+    def encode(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        values, indices = select(*preactivations(rows, w_enc, b_enc, no_threshold), k)
+        return jax.nn.relu(values), indices
+
+    return by_tokens(encode, x, w_enc.shape[0])
+
+
+def by_tokens(encode: Callable[[jax.Array], Any], x: jax.Array, n: int) -> Any:
+    """`encode` of x `[tokens, d]` for n latents: in float32, of so many tokens at once as fit."""
+    return map_blocks(encode, x.shape[0] if x.dtype == jnp.bfloat16 else max(1, ELEMENTS // n), x)
 
 
 def preactivations(
@@ -112,17 +126,16 @@ def select(pre: jax.Array, best: jax.Array, k: int) -> tuple[jax.Array, jax.Arra
         ROOM=room,
     )
 
-    def of_survivors() -> tuple[jax.Array, jax.Array]:
-        values, place = lax.top_k(kept, k)
-        return values, jnp.take_along_axis(where, place, axis=1)
+    values, place = lax.top_k(kept, k)
 
-    def of_candidates() -> tuple[jax.Array, jax.Array]:
-        latent = (chosen[:, :, None] * GROUP + jnp.arange(GROUP)).reshape(tokens, k * GROUP)
-        entries = jnp.take_along_axis(pre, latent, axis=1, mode="fill", fill_value=-jnp.inf)
+    def of_candidates(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        latent = (chosen[rows][:, :, None] * GROUP + jnp.arange(GROUP)).reshape(-1, k * GROUP)
+        entries = pre.at[rows[:, None], latent].get(mode="fill", fill_value=-jnp.inf)
         values, place = lax.top_k(entries, k)
         return values, jnp.take_along_axis(latent, place, axis=1)
 
-    return lax.cond((count > room).any(), of_candidates, of_survivors)
+    survivors = values, jnp.take_along_axis(where, place, axis=1)
+    return repaired(count > room, survivors, of_candidates)
 
 
 @triton.jit
