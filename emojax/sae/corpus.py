@@ -151,7 +151,11 @@ def record(corpora: Sequence[Corpus]) -> list[dict[str, Any]]:
     """What provenance says of corpora: names, hashes, and of data sets on the hub the commit."""
     result = []
     for corpus in corpora:
-        entry = {"language": corpus.language, "file": name(corpus.path), "sha256": corpus.sha256}
+        entry: dict[str, Any] = {
+            "language": corpus.language,
+            "file": name(corpus.path),
+            "sha256": corpus.sha256,
+        }
         if corpus.source.kind == "hub":
             entry["revision"] = corpus.source.identity
         elif len(corpus.source.files) > 1:

@@ -22,7 +22,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from emojax.errors import UserError
 
@@ -194,11 +194,11 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[Iterable[bytes]]:
     """A file, unpacked if it is `.gz`."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield file  # pyrefly: ignore
+            yield file
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from None
 

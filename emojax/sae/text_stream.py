@@ -2,7 +2,7 @@
 
 For each corpus and kind of row (long, short) a Grain pipeline of its own:
 
-    files dealt out to hosts, shuffled ─> documents ─> train or held out, long or short
+    files shuffled, dealt out to hosts ─> documents ─> train or held out, long or short
       ─> tokens ─> rows ─> shuffled within a window
 
 `Rows` then takes each next row from the pipeline that is furthest behind its share, counted in
@@ -13,14 +13,15 @@ Long rows are packed (`data.packed`) or of one document each. Packed rows have e
 document leaves free, the next one fills. Otherwise each document begins a row of its own, is split
 as often as it is longer, and its last row is as short as it comes. Rows never pad.
 
-Whether a document is trained on or held out follows from a hash of its text and `data.seed`, and so
-does whether running text is read as long rows or sentence by sentence: both can be known while
+A hash of its text and `data.seed` decides whether a document is trained on or held out, and whether
+a piece of running text is read sentence by sentence or goes into long rows. Both are known while
 streaming, and equal documents go the same way.
 """
 
+import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,42 +36,48 @@ from emojax.sae import documents, hub
 from emojax.sae.corpus import DataConfig, check_languages, cut, find, sentences, shares
 from emojax.sae.documents import Document, Source
 
-# How many files are read at once, documents tokenised at once, rows shuffled at once.
-FILES, DOCUMENTS, ROWS = 4, 16, 1024
+# How many documents are tokenised at once, rows shuffled at once.
+DOCUMENTS, ROWS = 16, 1024
 
 Row = tuple[int, ...]
 
 
 class Documents(grain.IterDataset):
-    """The documents `host`, `host + hosts`, … of a file or row group."""
+    """The documents `first`, `first + step`, … of each of some files or row groups."""
 
-    def __init__(self, unit: documents.Unit, field: str, host: int, hosts: int):
+    def __init__(self, units: Sequence[documents.Unit], field: str, first: int, step: int):
         super().__init__()
-        self._arguments = unit, field, host, hosts
+        self._arguments = units, field, first, step
 
     def __iter__(self) -> grain.DatasetIterator[Document]:
         return _DocumentIterator(*self._arguments)
 
 
 class _DocumentIterator(grain.DatasetIterator[Document]):
-    """Where it stands is the number of the next document."""
+    """Where it stands is the unit and the number of the next document in it."""
 
-    def __init__(self, unit: documents.Unit, field: str, host: int, hosts: int):
+    def __init__(self, units: Sequence[documents.Unit], field: str, first: int, step: int):
         super().__init__()
-        self._unit, self._field, self._hosts = unit, field, hosts
-        self.set_state({"next": host})
+        self._units, self._field, self._first, self._step = units, field, first, step
+        self.set_state({"unit": 0, "next": first})
 
     def __next__(self) -> Document:
-        document = next(self._left)
-        self._next += self._hosts
+        while (document := next(self._left, None)) is None:
+            if self._unit == len(self._units):
+                raise StopIteration
+            self.set_state({"unit": self._unit + 1, "next": self._first})
+        self._next += self._step
         return document
 
     def get_state(self) -> dict[str, Any]:
-        return {"next": self._next}
+        return {"unit": self._unit, "next": self._next}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._next = state["next"]
-        self._left = documents.documents(self._unit, self._field, self._next, self._hosts)
+        self._unit, self._next = state["unit"], state["next"]
+        self._left: Iterator[Document] = iter(())
+        if self._unit < len(self._units):
+            unit = self._units[self._unit]
+            self._left = documents.documents(unit, self._field, self._next, self._step)
 
 
 class HubDocuments(grain.IterDataset):
@@ -102,7 +109,7 @@ class _HubIterator(grain.DatasetIterator[Document]):
         return self._dataset.state_dict()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._dataset.load_state_dict(state)
+        self._dataset.load_state_dict(copy.deepcopy(state))
         self._left = hub.documents(self._source, iter(self._dataset))
 
 
@@ -115,7 +122,7 @@ class Part:
       language: place of their language in the config.
       short: whether its rows are sentences or short texts.
       share: of all tokens.
-      sentence_share: of the source's documents, those that are read sentence by sentence.
+      sentence_share: of the source's pieces, those that are read sentence by sentence.
     """
 
     source: Source
@@ -294,9 +301,11 @@ def _pipeline(
     seeds = np.random.SeedSequence([config.seed, number]).generate_state(2)
     files_seed, rows_seed = (int(seed) // 2 for seed in seeds)
     packed = config.packed and not part.short
-    texts = _documents(part.source, files_seed, host, hosts).filter(_kept(part, config, split))
-    lists = texts.batch(DOCUMENTS, batch_fn=list).map(
-        _tokens(lm) if packed else _rows(lm, config, part)
+    texts = _documents(part.source, files_seed, host, hosts).map(_kept(part, config, split))
+    lists = (
+        texts.filter(bool)
+        .batch(DOCUMENTS, batch_fn=list)
+        .map(_tokens(lm) if packed else _rows(lm, config, part))
     )
     lists = experimental.ThreadPrefetchIterDataset(lists, prefetch_buffer_size=2)
     result: grain.IterDataset = experimental.FlatMapIterDataset(lists, _Each())
@@ -325,22 +334,29 @@ def _documents(source: Source, seed: int, host: int, hosts: int) -> grain.IterDa
     units = grain.MapDataset.source(source.units).shuffle(seed)
     if len(units) >= hosts:
         units, host, hosts = units[host::hosts], 0, 1
-    each = units.map(lambda unit: Documents(unit, source.field, host, hosts))
-    return experimental.InterleaveIterDataset(each, cycle_length=FILES)
+    mine = [unit for i in range(len(units)) if (unit := units[i]) is not None]
+    return Documents(mine, source.field, host, hosts)
 
 
-def _kept(part: Part, config: DataConfig, split: str) -> Callable[[Document], bool]:
-    def kept(document: Document) -> bool:
-        if not document:
-            return False
-        text = "\n".join((str(config.seed), *document)).encode(errors="surrogatepass")
-        digest = hashlib.blake2b(text, digest_size=16).digest()
-        held, sentence = (int.from_bytes(half) / 2**64 for half in (digest[:8], digest[8:]))
-        return (held < config.heldout_share) == (split == "heldout") and (
-            sentence < part.sentence_share
-        ) == part.short
+def _kept(part: Part, config: DataConfig, split: str) -> Callable[[Document], Document]:
+    """What a document gives to a part: nothing if it is of the other split, else some pieces."""
+
+    def kept(document: Document) -> Document:
+        if (_chance(config, *document) < config.heldout_share) != (split == "heldout"):
+            return ()
+        return tuple(
+            piece
+            for piece in document
+            if (_chance(config, "sentences", piece) < part.sentence_share) == part.short
+        )
 
     return kept
+
+
+def _chance(config: DataConfig, *texts: str) -> float:
+    """A number from 0 to 1 that follows from texts and the seed."""
+    data = "\n".join((str(config.seed), *texts)).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) / 2**64
 
 
 def _tokens(lm: LanguageModel) -> Callable[[list[Document]], list[dict[str, np.ndarray]]]:
