@@ -15,13 +15,16 @@ from absl import flags
 from emojax import config as configs
 from emojax import distributed
 from emojax.errors import run
-from emojax.sae import pipeline
-from emojax.sae.corpus import parse_corpora
+from emojax.sae import corpus, pipeline
 
 CONFIG = flags.DEFINE_string("config", None, "A file of configs/.", required=True)
 SET = flags.DEFINE_multi_string("set", [], "An override such as sae.k=32; may be repeated.")
 CORPUS = flags.DEFINE_string(
-    "corpus", None, "Text by language: en=novels.txt.gz,en=posts.tsv,zh=….", required=True
+    "corpus",
+    None,
+    "Text by language: files, folders, patterns, data sets on the Hugging Face hub, as in "
+    "en=novels.txt.gz,en=posts.jsonl:body,en='wiki/*.parquet',zh=hf:owner/name@revision.",
+    required=True,
 )
 OUT = flags.DEFINE_string("out", None, "The run's folder (default: runs/train_sae/<config>).")
 STORE = flags.DEFINE_string("store", None, "Stored activations (default: in the cache).")
@@ -32,9 +35,9 @@ def main(_):
     """Runs the pipeline and prints what it measured."""
     distributed.from_flags()
     config = configs.load(Path(CONFIG.value), SET.value)
-    corpora = parse_corpora(CORPUS.value)
+    corpora = corpus.parse_corpora(CORPUS.value)
     # The record names files, not where this machine keeps them.
-    texts = ",".join(f"{language}={path.name}" for language, path in corpora)
+    texts = ",".join(f"{language}={corpus.name(path)}" for language, path in corpora)
     words = ["python", "-m", "experiments.train_sae", "--config", CONFIG.value]
     words += [word for text in SET.value for word in ("--set", text)] + ["--corpus", texts]
     out = Path(OUT.value or f"runs/train_sae/{Path(CONFIG.value).stem}")

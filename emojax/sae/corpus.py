@@ -1,19 +1,20 @@
-"""Text files → rows of tokens to capture: languages mixed by weight, long rows and short ones.
+"""Text → rows of tokens to capture: languages mixed by weight, long rows and short ones.
 
-A corpus is a `.txt` file of running text or a `.tsv` file whose first column is one short text per
-line, both plain or `.gz`. It is cut into pieces, 16 neighbouring pieces are one document, and
-documents are either trained on or held out, never both: near-duplicates that stand together stay
+What a corpus may be stands in `emojax.sae.documents` (files) and `emojax.sae.hub` (data sets). Here
+a finite number of rows is drawn without replacement and held in memory; `emojax.sae.text_stream`
+reads on and on.
+
+A document is either trained on or held out, never both: near-duplicates that stand together stay
 together.
 """
 
 import dataclasses
-import gzip
 import hashlib
 import re
-import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +22,13 @@ from emojax.errors import UserError
 from emojax.files import sha256
 from emojax.lm.model import LanguageModel
 from emojax.lm.text import bos_token, tokenize
+from emojax.sae import documents, hub
+from emojax.sae.documents import Document, Source
 
-PIECE_CHARACTERS = 4096
-PIECES_PER_DOCUMENT = 16
 SENTENCES_PER_PIECE = 8
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+|(?<=[。！？…])[”’」』）]*\s*")
+# Of a corpus that may be endless, `draw` reads this much per token that it needs.
+CHARACTERS_PER_TOKEN = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,9 @@ class DataConfig:
       languages: names of the corpora's languages.
       weights: each language's share of the tokens.
       row_tokens: tokens of a long row, the first of them the model's BOS.
+      packed: whether long rows are always full: streamed documents are packed into them, drawn
+        ones cut into them and what is left dropped. Otherwise a row is of one document, and its
+        last row is as short as it comes.
       short_share: share of the tokens that stand in rows of one sentence or one line.
       heldout_share: share of the documents that are held out.
       seed: of the choice of documents and rows.
@@ -49,6 +55,7 @@ class DataConfig:
     languages: tuple[str, ...] = ("en", "zh")
     weights: tuple[float, ...] = (0.5, 0.5)
     row_tokens: int = 128
+    packed: bool = True
     short_share: float = 0.2
     heldout_share: float = 0.02
     seed: int = 0
@@ -60,8 +67,13 @@ class DataConfig:
                 f"The data's languages {self.languages} and weights {self.weights} do not pair up; "
                 "give one weight per language."
             )
-        if min(self.weights) <= 0:
+        if not all(0 < weight < float("inf") for weight in self.weights):
             raise UserError(f"The data's weights {self.weights} are not all positive; mend them.")
+        if len(set(self.languages)) < len(self.languages):
+            raise UserError(
+                f"The data's languages {self.languages} name one twice; name each once, whatever "
+                "number of corpora it has."
+            )
         if min(self.tokens, self.heldout_tokens) < 1 or self.row_tokens < 8:
             raise UserError(
                 f"The data's tokens ({self.tokens}), heldout_tokens ({self.heldout_tokens}) or "
@@ -76,13 +88,27 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """One file: its language, its pieces of text, whether they are short texts, its hash."""
+    """A corpus to draw from.
 
-    path: Path
-    language: str
-    pieces: tuple[str, ...]
-    short: bool
+    Attributes:
+      source: where it lies.
+      documents: all of it; None where `draw` is to read as much as it needs.
+      sha256: of its one file; else of what identifies the source.
+    """
+
+    source: Source
+    documents: tuple[Document, ...] | None
     sha256: str
+
+    @property
+    def language(self) -> str:
+        """The language of its text."""
+        return self.source.language
+
+    @property
+    def path(self) -> Path:
+        """As the user wrote it."""
+        return self.source.path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +129,10 @@ class Rows:
 
 
 def parse_corpora(flag: str) -> tuple[tuple[str, Path], ...]:
-    """`en=novels.txt.gz,en=posts.tsv,zh=dialogues.txt` → language and path of each file.
+    """`en=novels.txt.gz,en=posts.jsonl:body,zh=hf:owner/name` → language and place of each corpus.
 
     Raises:
-      UserError: a part is no `language=path`.
+      UserError: a part is no `language=place`.
     """
     parts = [part.partition("=") for part in flag.split(",") if part]
     if not parts or not all(language and path for language, _, path in parts):
@@ -116,79 +142,123 @@ def parse_corpora(flag: str) -> tuple[tuple[str, Path], ...]:
     return tuple((language.strip(), Path(path.strip())) for language, _, path in parts)
 
 
-def read(language: str, path: Path) -> Corpus:
-    """Reads one file and cuts it into pieces.
+def name(path: Path) -> str:
+    """A corpus as a record names it: not by where this machine keeps it."""
+    return str(path) if str(path).startswith("hf:") else path.name
+
+
+def record(corpora: Sequence[Corpus]) -> list[dict[str, Any]]:
+    """What provenance says of corpora: names, hashes, and of data sets on the hub the commit."""
+    result = []
+    for corpus in corpora:
+        entry: dict[str, Any] = {
+            "language": corpus.language,
+            "file": name(corpus.path),
+            "sha256": corpus.sha256,
+        }
+        if corpus.source.kind == "hub":
+            entry["revision"] = corpus.source.identity
+        elif len(corpus.source.files) > 1:
+            entry["files"] = [file.name for file in corpus.source.files]
+        result.append(entry)
+    return result
+
+
+def find(language: str, path: Path) -> Source:
+    """Finds a corpus and reads its first document.
 
     Raises:
-      UserError: the file is missing, of another kind, empty, cut short, or not UTF-8.
+      UserError: it is missing, damaged or not what its name says.
     """
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    if not suffixes or suffixes[-1] not in (".txt", ".tsv"):
-        raise UserError(f"The corpus {path} is neither .txt nor .tsv (.gz); convert it.")
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"The corpus {path} is not UTF-8 (byte {error.start}); convert it to UTF-8."
-        ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"The corpus {path} cannot be read ({error}); check the path and the file."
-        ) from None
-    short = suffixes[-1] == ".tsv"
-    lines = [line.split("\t")[0].strip() if short else line for line in text.splitlines()]
-    pieces = [line for line in lines if line] if short else list(_cut(lines))
-    if not pieces:
-        raise UserError(f"The corpus {path} holds no text; give another file.")
-    return Corpus(path, language, tuple(pieces), short, sha256(path))
+    if not str(path).startswith("hf:"):
+        return documents.find(language, path)
+    return hub.find(language, path)
 
 
-def _cut(lines: Sequence[str]) -> Iterator[str]:
-    """Neighbouring lines as pieces of about `PIECE_CHARACTERS`."""
-    held: list[str] = []
-    size = 0
-    for line in lines:
-        held.append(line)
-        size += len(line) + 1
-        if size >= PIECE_CHARACTERS:
-            yield "\n".join(held)
-            held, size = [], 0
-    if any(line.strip() for line in held):
-        yield "\n".join(held)
+def each_document(source: Source) -> Iterator[Document]:
+    """All documents of a corpus, in order, but those without text."""
+    return (hub if source.kind == "hub" else documents).each_document(source)
+
+
+def read(language: str, path: Path) -> Corpus:
+    """Finds a corpus; running text and short texts in one file are read as a whole.
+
+    Raises:
+      UserError: it is missing, damaged or not what its name says.
+    """
+    source = find(language, path)
+    if source.kind == "hub" or len(source.files) > 1:
+        digest = hashlib.sha256(source.identity.encode()).hexdigest()
+    else:
+        digest = sha256(source.files[0])
+    whole = source.kind in ("txt", "tsv") and len(source.files) == 1
+    return Corpus(source, tuple(each_document(source)) if whole else None, digest)
+
+
+def check_languages(languages: Sequence[str], config: DataConfig) -> None:
+    """Refuses corpora in other languages than the config mixes.
+
+    Raises:
+      UserError: a language has no corpus, or no weight.
+    """
+    if set(languages) != set(config.languages):
+        raise UserError(
+            f"The corpora are in {', '.join(sorted(set(languages)))} but the config mixes "
+            f"{', '.join(config.languages)}; give --corpus a file for each, or set data.languages."
+        )
+
+
+def shares(sources: Sequence[Source], config: DataConfig) -> list[tuple[float, float]]:
+    """Each source's share of all tokens, in short rows and in long ones.
+
+    A language's short rows come in equal parts from each of its sources, its long rows from its
+    sources of running text.
+    """
+    result = []
+    for source in sources:
+        own = [other for other in sources if other.language == source.language]
+        running = [other for other in own if not other.short]
+        weight = config.weights[config.languages.index(source.language)] / sum(config.weights)
+        short = config.short_share if running else 1.0
+        long = 0.0 if source.short else (1 - short) / len(running)
+        result.append((weight * short / len(own), weight * long))
+    return result
+
+
+def sentences(piece: str) -> list[str]:
+    """The sentences of a piece of running text, empty ones with them."""
+    return [" ".join(part.split()) for part in SENTENCE_END.split(piece)]
 
 
 def draw(lm: LanguageModel, corpora: Sequence[Corpus], config: DataConfig) -> Mapping[str, Rows]:
     """Draws the rows to train on (`"train"`) and to measure on (`"heldout"`), without replacement.
 
-    A language's short rows come in equal parts from each of its files, its long rows from its files
-    of running text.
+    Of a corpus of several files, `.jsonl`, `.parquet` or the hub no more is read than is needed:
+    about `CHARACTERS_PER_TOKEN` for each token, from its beginning.
 
     Raises:
       UserError: a language has no corpus, or too little text for the tokens asked for.
     """
-    known = {corpus.language for corpus in corpora}
-    if known != set(config.languages):
-        raise UserError(
-            f"The corpora are in {', '.join(sorted(known))} but the config mixes "
-            f"{', '.join(config.languages)}; give --corpus a file for each, or set data.languages."
-        )
-    held = [_heldout(corpus, config, number) for number, corpus in enumerate(corpora)]
+    check_languages([corpus.language for corpus in corpora], config)
+    of_corpus = shares([corpus.source for corpus in corpora], config)
+    texts = [
+        _documents(corpus, sum(share), config)
+        for corpus, share in zip(corpora, of_corpus, strict=True)
+    ]
+    held = [_heldout(len(text), config, number) for number, text in enumerate(texts)]
     budget = {"train": config.tokens, "heldout": config.heldout_tokens}
     result = {}
     for split, tokens in budget.items():
         drawn: list[tuple[tuple[int, ...], int]] = []
         for place, language in enumerate(config.languages):
-            share = tokens * config.weights[place] / sum(config.weights)
-            files = [
-                (corpus, [p for p, out in zip(corpus.pieces, flags, strict=True) if out == wanted])
-                for corpus, flags in zip(corpora, held, strict=True)
-                for wanted in [split == "heldout"]
-                if corpus.language == language
-            ]
             rng = np.random.default_rng([config.seed, place, len(split)])
-            for row in _language_rows(lm, files, config, share, rng):
-                drawn.append((row, place))
+            for corpus, share, text, out in zip(corpora, of_corpus, texts, held, strict=True):
+                if corpus.language != language:
+                    continue
+                wanted = split == "heldout"
+                pieces = [p for i, pieces in enumerate(text) if out[i] == wanted for p in pieces]
+                for row in _corpus_rows(lm, corpus, pieces, tokens, share, config, rng):
+                    drawn.append((row, place))
         order = np.random.default_rng([config.seed, len(split)]).permutation(len(drawn))
         rows = tuple(drawn[i][0] for i in order)
         languages = tuple(drawn[i][1] for i in order)
@@ -197,30 +267,44 @@ def draw(lm: LanguageModel, corpora: Sequence[Corpus], config: DataConfig) -> Ma
     return result
 
 
-def _heldout(corpus: Corpus, config: DataConfig, number: int) -> list[bool]:
-    """Which pieces are held out: whole documents, at least one."""
-    documents = -(-len(corpus.pieces) // PIECES_PER_DOCUMENT)
+def _documents(corpus: Corpus, share: float, config: DataConfig) -> tuple[Document, ...]:
+    """The documents that are drawn from."""
+    if corpus.documents is not None:
+        return corpus.documents
+    tokens = max(
+        config.tokens / (1 - config.heldout_share), config.heldout_tokens / config.heldout_share
+    )
+    left = CHARACTERS_PER_TOKEN * tokens * share
+    held: list[Document] = []
+    for document in each_document(corpus.source):
+        held.append(document)
+        left -= sum(map(len, document))
+        if left <= 0:
+            break
+    return tuple(held)
+
+
+def _heldout(documents: int, config: DataConfig, number: int) -> list[bool]:
+    """Which of a corpus' documents are held out: at least one."""
     chosen = np.random.default_rng([config.seed, number]).permutation(documents)
     chosen = set(chosen[: max(1, round(config.heldout_share * documents))].tolist())
-    return [i // PIECES_PER_DOCUMENT in chosen for i in range(len(corpus.pieces))]
+    return [i in chosen for i in range(documents)]
 
 
-def _language_rows(
+def _corpus_rows(
     lm: LanguageModel,
-    files: Sequence[tuple[Corpus, list[str]]],
+    corpus: Corpus,
+    pieces: Sequence[str],
+    tokens: int,
+    share: tuple[float, float],
     config: DataConfig,
-    tokens: float,
     rng: np.random.Generator,
 ) -> Iterator[tuple[int, ...]]:
-    """One language's rows: short ones from each file, long ones from the pieces that are left."""
-    running = [corpus for corpus, _ in files if not corpus.short]
-    short = tokens * config.short_share if running else tokens
-    for corpus, pieces in files:
-        left = deque(pieces[i] for i in rng.permutation(len(pieces)))
-        yield from _take(_short_rows(lm, left, corpus, config, rng), short / len(files), corpus)
-        if not corpus.short:
-            long = (tokens - short) / len(running)
-            yield from _take(_long_rows(lm, left, config), long, corpus)
+    """One corpus' rows: short ones, and long ones from the pieces that are left."""
+    left = deque(pieces[i] for i in rng.permutation(len(pieces)))
+    short, long = (tokens * part for part in share)
+    yield from _take(_short_rows(lm, left, corpus, config, rng), short, corpus)
+    yield from _take(_long_rows(lm, left, config), long, corpus)
 
 
 def _short_rows(
@@ -230,13 +314,13 @@ def _short_rows(
     config: DataConfig,
     rng: np.random.Generator,
 ) -> Iterator[tuple[int, ...]]:
-    """Lines of a `.tsv`, or a few sentences of each piece of running text."""
+    """Short texts, or a few sentences of each piece of running text."""
     while left:
         texts = [left.popleft()]
-        if not corpus.short:
-            sentences = [" ".join(part.split()) for part in SENTENCE_END.split(texts[0])]
-            chosen = rng.permutation(len(sentences))[:SENTENCES_PER_PIECE]
-            texts = [sentences[i] for i in chosen if sentences[i]]
+        if not corpus.source.short:
+            found = sentences(texts[0])
+            chosen = rng.permutation(len(found))[:SENTENCES_PER_PIECE]
+            texts = [found[i] for i in chosen if found[i]]
         for row in tokenize(lm, texts):
             if len(row) > 2:
                 yield tuple(row[: config.row_tokens])
@@ -245,12 +329,18 @@ def _short_rows(
 def _long_rows(
     lm: LanguageModel, left: deque[str], config: DataConfig
 ) -> Iterator[tuple[int, ...]]:
-    """Full rows, as many as each piece has; what is left at its end is dropped."""
+    """Rows of one piece each."""
     bos, width = bos_token(lm), config.row_tokens - 1
+    shortest = width if config.packed else 2
     while left:
         (tokens,) = tokenize(lm, [left.pop()], bos=False)
-        for begin in range(0, len(tokens) - width + 1, width):
-            yield (bos, *tokens[begin : begin + width])
+        yield from cut(tokens, bos, width, shortest)
+
+
+def cut(tokens: Sequence[int], bos: int, width: int, shortest: int) -> Iterator[tuple[int, ...]]:
+    """BOS and `width` tokens, again and again; of less than `shortest` no row is made."""
+    for begin in range(0, len(tokens) - shortest + 1, width):
+        yield (bos, *tokens[begin : begin + width])
 
 
 def _take(

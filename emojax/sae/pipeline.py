@@ -42,7 +42,7 @@ def run(
 
     Args:
       config: model, dictionary, data, training.
-      corpora: language and path of each text file.
+      corpora: language and place of each corpus (`emojax.sae.documents`, `emojax.sae.hub`).
       out: the run's folder: the resolved config, log and checkpoints.
       artefact: the result's folder.
       store_dir: where activations are kept (None: in the cache, under the text's digest).
@@ -82,13 +82,10 @@ def run(
     )
     splits = _first_process_first(capture)
 
-    sources_record = [
-        {"language": text.language, "file": text.path.name, "sha256": text.sha256} for text in texts
-    ]
     origin = {
         "model": {"name": lm.name, "fingerprint": lm.fingerprint},
         "data": dataclasses.asdict(data),
-        "corpora": sources_record,
+        "corpora": corpus.record(texts),
         "text": {split: part.digest for split, part in rows.items()},
     }
     trained = trainer.train(sae, train, splits["train"], out, provenance=origin)

@@ -1,5 +1,6 @@
 import dataclasses
 import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -70,13 +71,9 @@ def test_short_english_rows_come_from_sentences_and_from_posts(lm, rows):
 
 def test_documents_are_trained_on_or_held_out_never_both(texts):
     for number, text in enumerate(texts):
-        out = corpus._heldout(text, DATA, number)
-        assert len(out) == len(text.pieces)
-        size = corpus.PIECES_PER_DOCUMENT
-        documents = [set(out[i : i + size]) for i in range(0, len(out), size)]
-        assert all(len(document) == 1 for document in documents)
-        share = sum(document == {True} for document in documents) / len(documents)
-        assert 0 < share <= 0.5
+        out = corpus._heldout(len(text.documents), DATA, number)
+        assert len(out) == len(text.documents)
+        assert 0 < sum(out) / len(out) <= 0.5
 
 
 def test_heldout_text_is_nowhere_in_the_training_rows(lm, tmp_path):
@@ -105,6 +102,29 @@ def test_too_little_text_is_refused(lm, texts):
 def test_languages_without_a_corpus_are_refused(lm, texts):
     with pytest.raises(UserError, match="are in en but the config mixes en, zh"):
         corpus.draw(lm, texts[:1], DATA)
+
+
+def test_of_lines_of_json_as_much_is_read_as_is_needed(lm, tmp_path):
+    (tmp_path / "shards").mkdir()
+    for name in ("a", "b"):
+        lines = [json.dumps({"text": "a glad day. " * 80 + f"{name}{i}"}) for i in range(2000)]
+        (tmp_path / "shards" / f"{name}.jsonl").write_text("\n".join(lines))
+    config = dataclasses.replace(DATA, languages=("en",), weights=(1.0,))
+    text = corpus.read("en", tmp_path / "shards")
+    assert text.documents is None
+    read = corpus._documents(text, 1.0, config)
+    assert 100 < len(read) < 1000
+    rows = corpus.draw(lm, [text], config)
+    assert sum(len(row) - 1 for row in rows["train"].tokens) == pytest.approx(20_000, abs=70)
+    (record,) = corpus.record([text])
+    assert record["files"] == ["a.jsonl", "b.jsonl"]
+
+
+def test_rows_that_need_not_be_full_keep_the_ends_of_pieces(lm, texts, rows):
+    loose = corpus.draw(lm, texts, dataclasses.replace(DATA, packed=False, short_share=0.0))
+    assert {len(row) for row in loose["train"].tokens} > {DATA.row_tokens}
+    full = corpus.draw(lm, texts, dataclasses.replace(DATA, short_share=0.0))
+    assert {len(row) for row in full["train"].tokens} == {DATA.row_tokens}
 
 
 def test_parts_of_the_flag():
@@ -145,6 +165,8 @@ def test_bad_files_are_refused(tmp_path, name, content, said):
         {"tokens": 0},
         {"short_share": 2.0},
         {"heldout_share": 0.0},
+        {"weights": (1.0, float("nan"))},
+        {"languages": ("en", "en")},
     ],
 )
 def test_impossible_mixes_are_refused(change):
