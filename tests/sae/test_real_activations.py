@@ -98,6 +98,6 @@ def test_the_fused_step_has_the_reference_s_loss_curve(tmp_path, monkeypatch):
     assert (auxiliary["optax"] > 0).sum() > STEPS / 2
     assert loss["optax"][-1] < 0.5 * loss["optax"][0]
     np.testing.assert_allclose(loss["fused"], loss["optax"][1:], rtol=1e-3)
-    # What each step moves, of parameters and moments, is the reference's too; but the arms' GEMMs may
+    # What each step moves, parameters and moments, is the reference's too; but the arms' GEMMs may
     # round otherwise, and once in thousands of tokens that selects another latent.
     assert np.quantile([max(jax.tree.leaves(step)) for step in moved], 0.95) < 1e-3
