@@ -155,16 +155,25 @@ def tables() -> str:
     return "\n".join(lines) + "\n"
 
 
+def replace(readme: Path, begin: str, end: str, text: str) -> None:
+    """Writes `text` between two marks of a document.
+
+    Raises:
+      UserError: the marks are not there once each.
+    """
+    before = readme.read_text()
+    if before.count(begin) != 1 or before.count(end) != 1:
+        raise UserError(f"{readme} does not hold {begin} and {end} once each; restore them.")
+    head, _, rest = before.partition(begin)
+    with files.atomic(readme) as partial:
+        partial.write_text(head + begin + "\n" + text + end + rest.partition(end)[2])
+    print(f"written to {readme}")
+
+
 def main(argv: Sequence[str]) -> None:
     """Replaces what stands between the marks."""
     del argv
-    text = README.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise UserError(f"{README} does not hold {BEGIN} and {END} once each; restore them.")
-    head, _, rest = text.partition(BEGIN)
-    with files.atomic(README) as partial:
-        partial.write_text(head + BEGIN + "\n" + tables() + END + rest.partition(END)[2])
-    print(f"written to {README}")
+    replace(README, BEGIN, END, tables())
 
 
 if __name__ == "__main__":

@@ -4,39 +4,47 @@
     python -m tpu.compile_check --targets v5e-8,v5p-256,v5e-16x2 --models llama31_8b
 
 A step is one capture of the language model and one step of a TopK autoencoder on what it read, in
-one program, on the mesh (`data`, `latent`). A target is Cloud TPU's name of a slice with "x2" for
-two of them. For each case one row of a table (and, on stderr, one line of JSON): bytes per device
-against the chip's memory, collectives by kind and bytes, seconds of compilation. Ends with status 1
-if a case does not fit. Nothing is run, so nothing here is a time of a step.
+one program, on the trainer's own mesh (`data`, `latent`). A target is Cloud TPU's name of a slice
+with "x2" for two of them. For each case one row of a table (and, on stderr, one line of JSON):
+bytes per device against the chip's memory, collectives by kind and bytes, seconds of compilation.
+Ends with status 1 if a case does not fit, or was not compiled within `--limit_s`. `--table` keeps
+the rows in `tpu/compile_check.json` and writes the table of `tpu/README.md` anew from all that lie
+there. Nothing is run, so nothing here is a time of a step.
 """
 
 import dataclasses
 import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import sys
 import time
+from collections.abc import Iterable
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks import tables
+from emojax import files
 from emojax.errors import UserError, run
-from emojax.lm import capture, decoder
+from emojax.lm import capture, decoder, sharding
 from emojax.lm.config import DecoderConfig
 from emojax.sae import state as states
 from emojax.sae.coder import SaeConfig
 from emojax.sae.state import TrainState
-from emojax.sae.step import train_step
+from emojax.sae.step import is_fused, train_step
 from emojax.sae.store import Batch
-from emojax.sae.train_config import TrainConfig
+from emojax.sae.train_config import UPDATES, TrainConfig
 from tpu import hlo, size_flags
 from tpu.chips import CHIPS, GIB, Slices
 from tpu.models import MODELS
@@ -44,7 +52,13 @@ from tpu.models import MODELS
 TARGETS = flags.DEFINE_list("targets", ["v5e-8", "v5e-16x2", "v5p-256"], "Slices to compile for.")
 ROWS = flags.DEFINE_integer("rows", 256, "Rows of text in a batch.")
 LATENT_SHARDS = flags.DEFINE_integer("latent_shards", 16, "Shards of the dictionary, at most.")
+UPDATE = flags.DEFINE_enum("update", "auto", UPDATES, "train.update: how rows are updated.")
 CAPTURE = flags.DEFINE_bool("capture", True, "With the language model, not the SAE's step alone.")
+LIMIT = flags.DEFINE_integer("limit_s", 3600, "Seconds after which a case is given up.")
+TABLE = flags.DEFINE_bool("table", False, "Keep the rows, and write the README's table anew.")
+
+README, KEPT = Path("tpu/README.md"), Path("tpu/compile_check.json")
+BEGIN, END = "<!-- python -m tpu.compile_check --table -->", "<!-- end of the table -->"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +73,7 @@ class Case:
       rows: rows of text in a batch.
       context: tokens of a row.
       latent_shards: shards of the dictionary, at most; the rest of the devices split tokens.
+      update: `TrainConfig.update`.
       capture: whether the language model is part of the program.
     """
 
@@ -69,6 +84,7 @@ class Case:
     rows: int
     context: int
     latent_shards: int
+    update: str
     capture: bool
 
     def __post_init__(self):
@@ -77,10 +93,17 @@ class Case:
         for name in ("latents", "active", "rows", "context", "latent_shards"):
             if getattr(self, name) < 1:
                 raise UserError(f"The case's {name} is {getattr(self, name)}; give at least 1.")
-        if self.rows % self.devices or self.latents % self.mesh_shape[1]:
+        if self.rows % self.mesh_shape[0] or self.latents % self.mesh_shape[1]:
             raise UserError(
                 f"The batch of {self.rows} rows or the {self.latents} latents cannot be split over "
-                f"{self.devices} devices; give multiples of them."
+                f"a mesh of {self.mesh_shape}; give multiples of them."
+            )
+        attributes, shards = MODELS[self.model].attributes, self.mesh_shape[1]
+        parts = (attributes["num_attention_heads"], attributes["intermediate_size"])
+        if self.capture and any(part % shards for part in parts):
+            raise UserError(
+                f"The {parts[0]} heads or {parts[1]} MLP units of {self.model} cannot be split "
+                f"over {shards} latent shards; give fewer --latent_shards, or --nocapture."
             )
 
     @property
@@ -118,19 +141,31 @@ def named(slices: Slices) -> str:
     return f"{slices.kind}-{number}{several}"
 
 
+def configs_of(case: Case) -> tuple[SaeConfig, TrainConfig]:
+    """What the trainer is told."""
+    model = MODELS[case.model]
+    sae = SaeConfig(
+        d_model=model.d_model,
+        n_latents=case.latents,
+        k=case.active,
+        model=case.model,
+        layer=model.layer,
+    )
+    data, latent = case.mesh_shape
+    return sae, TrainConfig(
+        batch_tokens=case.rows * case.context,
+        data_shards=data,
+        latent_shards=latent,
+        update=case.update,
+    )
+
+
 def mesh_of(case: Case) -> Mesh:
-    """The mesh of devices that are described, not there; the axis `data` goes across slices."""
+    """The trainer's mesh, of devices that are described and not there."""
     slices = case.slices
     options = {"num_slices": slices.count} if slices.count > 1 else {}
     topology = topologies.get_topology_desc(f"{slices.kind}:{slices.topology}", "tpu", **options)
-    data, latent = case.mesh_shape
-    if slices.count == 1:
-        grid = mesh_utils.create_device_mesh((data, latent), devices=topology.devices)
-    else:
-        grid = mesh_utils.create_hybrid_device_mesh(
-            (data // slices.count, latent), (slices.count, 1), devices=topology.devices
-        )
-    return Mesh(np.asarray(grid), ("data", "latent"), axis_types=(AxisType.Auto,) * 2)
+    return states.make_mesh(configs_of(case)[1], case.latents, topology.devices)
 
 
 def described(tree: Any, places: Any) -> Any:
@@ -148,32 +183,25 @@ def state_of(config: SaeConfig, settings: TrainConfig, mesh: Mesh) -> TrainState
 
 
 def weights_of(config: DecoderConfig, mesh: Mesh) -> Any:
-    """The language model's bfloat16 weights, as shapes: each matrix split over all devices."""
+    """The language model's bfloat16 weights, as shapes: over `latent` as `lm.sharding` splits them.
 
-    def place(path: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        spec = P(None, "data", "latent") if len(shape) == 3 else P()
-        if path[-1].key in ("embed", "unembed"):
-            # Rows of the vocabulary are looked up, so that it is their columns that are split.
-            spec = P(None, ("data", "latent"))
-        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
-
-    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(place, decoder.shapes(config), is_leaf=is_shape)
+    Raises:
+      UserError: the model's heads or MLP units cannot be split so.
+    """
+    places = sharding.shardings(config, Mesh(mesh.devices, ("data", "model")))
+    return jax.tree.map(
+        lambda shape, place: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place),
+        decoder.shapes(config),
+        places,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
 
 
 def lower(case: Case, mesh: Mesh) -> jax.stages.Lowered:
     """The whole step, traced: capture, and the trainer's own `train_step` on what it read."""
     model = MODELS[case.model]
-    sae = SaeConfig(
-        d_model=model.d_model,
-        n_latents=case.latents,
-        k=case.active,
-        model=case.model,
-        layer=model.layer,
-    )
-    data, latent = case.mesh_shape
-    tokens = case.rows * case.context
-    settings = TrainConfig(batch_tokens=tokens, data_shards=data, latent_shards=latent)
+    sae, settings = configs_of(case)
+    tokens = settings.batch_tokens
     state = state_of(sae, settings, mesh)
     by_data = NamedSharding(mesh, P("data"))
     sae_step = functools.partial(train_step, sae, settings, 1000, mesh)
@@ -190,29 +218,40 @@ def lower(case: Case, mesh: Mesh) -> jax.stages.Lowered:
         x = jax.lax.with_sharding_constraint(x.reshape(tokens, model.d_model), by_data)
         return sae_step(state, Batch(x))
 
-    by_all = NamedSharding(mesh, P(("data", "latent")))
     shape = (case.rows, case.context)
-    rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_all)
-    mask = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=by_all)
+    rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_data)
+    mask = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=by_data)
     return jax.jit(step, donate_argnums=0).lower(state, weights_of(config, mesh), rows, mask)
 
 
-def check(case: Case) -> dict[str, Any]:
-    """Compiles a case, and says what it needs of each device."""
-    device_bytes = case.slices.chip.hbm_bytes / case.slices.chip.devices
-    found: dict[str, Any] = {
+def _device_bytes(case: Case) -> int:
+    return int(case.slices.chip.hbm_bytes / case.slices.chip.devices)
+
+
+def _asked(case: Case) -> dict[str, Any]:
+    """What a row is about."""
+    return {
         "target": named(case.slices),
         "devices": case.devices,
         "mesh": case.mesh_shape,
         "model": case.model if case.capture else None,
         "latents": case.latents,
         "active": case.active,
+        "update": "fused" if is_fused(*configs_of(case)) else "optax",
         "tokens": case.rows * case.context,
-        "memory": int(device_bytes),
+        "memory": _device_bytes(case),
         "jax": jax.__version__,
+        "cores": len(os.sched_getaffinity(0)),
     }
+
+
+def check(case: Case) -> dict[str, Any]:
+    """Compiles a case, and says what it needs of each device."""
+    found = _asked(case)
     since = time.perf_counter()
-    lowered = lower(case, mesh_of(case))
+    # What asks for the platform while it is traced shall do as on a TPU.
+    with mock.patch("jax.default_backend", lambda: "tpu"):
+        lowered = lower(case, mesh_of(case))
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -228,7 +267,7 @@ def check(case: Case) -> dict[str, Any]:
     text: Any = compiled.as_text()
     sent = hlo.collectives(text, unknown_trips=MODELS[case.model].layers)
     return found | {
-        "fits": peak <= device_bytes,
+        "fits": peak <= _device_bytes(case),
         "argument": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
         "peak": peak,
@@ -241,10 +280,51 @@ def _since(start: float) -> float:
     return round(time.perf_counter() - start, 1)
 
 
+def check_within(seconds: float, case: Case) -> dict[str, Any]:
+    """`check` in a process of its own, given up after that many seconds.
+
+    Raises:
+      UserError: the compiler broke off.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_check, args=(sender, case))
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(seconds):
+            return receiver.recv()
+    except EOFError:
+        raise UserError(
+            f"The compiler broke off at {named(case.slices)}; see its message above, or look "
+            "whether this machine has too little memory."
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+    return _asked(case) | {
+        "fits": None,
+        "reason": f"not compiled within {seconds:.0f} s",
+        "seconds": seconds,
+    }
+
+
+def _check(sender: Connection, case: Case) -> None:
+    # The CPU is the host, and libtpu shall not look for a TPU's metadata.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.update(
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_ACCELERATOR_TYPE="v6e-4",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # it only compiles: others may have libtpu open
+    )
+    sender.send(check(case))
+
+
 def row(found: dict[str, Any]) -> str:
     """One line of the table."""
     what = [found["target"], "×".join(map(str, found["mesh"])), found["model"] or "–"]
-    what.append(f"{found['latents']:,}")
+    what += [f"{found['latents']:,}", f"{found['tokens']:,}", found["update"]]
     if "peak" in found:
         sizes = (found[name] / GIB for name in ("argument", "temporary", "peak", "memory"))
         what += [f"{size:.1f}" for size in sizes]
@@ -256,29 +336,43 @@ def row(found: dict[str, Any]) -> str:
         )
     else:
         what += ["–", "–", "–", f"{found['memory'] / GIB:.1f}", found["reason"]]
-    what += [f"{found['seconds']:.0f}", "yes" if found["fits"] else "**no**"]
+    fits = {True: "yes", False: "**no**", None: "not known"}
+    what += [f"{found['seconds']:.0f}", fits[found["fits"]]]
     return f"| {' | '.join(what)} |"
 
 
 HEADER = (
-    "| target | data × latent | model | latents | arguments | temporary | peak | memory (GiB a "
-    "device) | collectives: number, GiB a device | compiled in s | fits |\n"
-    f"|{'---|' * 11}"
+    "| target | data × latent | model | latents | tokens | update | arguments | temporary | peak "
+    "| memory (GiB a device) | collectives: number, GiB a device | compiled in s | fits |\n"
+    f"|{'---|' * 13}"
 )
+
+
+def merged(kept: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows by what was asked: a new one takes the place of the old one."""
+
+    def asked(found: dict[str, Any]) -> tuple:
+        kind, _, size = found["target"].partition("-")
+        number, _, slices = size.partition("x")
+        what = (found["model"] or "", found["latents"], found["tokens"], found["update"])
+        return (list(CHIPS).index(kind), int(slices or 1), int(number), *what, *found["mesh"])
+
+    rows = {json.dumps(asked(found)): found for found in (*kept, *new)}
+    return sorted(rows.values(), key=asked)
+
+
+def table(kept: list[dict[str, Any]]) -> str:
+    """What stands in the README: how it was made, and the rows."""
+    versions = ", ".join(sorted({found["jax"] for found in kept}))
+    cores = ", ".join(sorted({str(found["cores"]) for found in kept}))
+    made = f"jax {versions}, k = {kept[0]['active']}; compiled on {cores} core(s)."
+    return "\n".join(["", made, "", HEADER, *map(row, kept), "", ""])
 
 
 def main(_):
     """Compiles every case; the table goes to stdout, JSON to stderr."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("The compiler for TPUs is missing; run: pip install 'jax[tpu]'")
-    # The CPU is the host, and libtpu shall not look for a TPU's metadata.
-    jax.config.update("jax_platforms", "cpu")
-    os.environ.update(
-        TPU_SKIP_MDS_QUERY="1",
-        TPU_WORKER_HOSTNAMES="localhost",
-        TPU_ACCELERATOR_TYPE="v6e-4",
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # it only compiles: others may have libtpu open
-    )
     cases = []
     for target in TARGETS.value:
         for model in size_flags.MODELS.value:
@@ -294,19 +388,26 @@ def main(_):
                         rows=ROWS.value,
                         context=size_flags.CONTEXT.value,
                         latent_shards=LATENT_SHARDS.value,
+                        update=UPDATE.value,
                         capture=CAPTURE.value,
                     )
                 )
     print(HEADER, flush=True)
     misses = 0
     for case in cases:
-        found = check(case)
+        found = check_within(LIMIT.value, case)
         misses += not found["fits"]
         print(json.dumps(found), file=sys.stderr, flush=True)
         print(row(found), flush=True)
+        if TABLE.value:
+            kept = merged(json.loads(KEPT.read_text()) if KEPT.exists() else [], [found])
+            with files.atomic(KEPT) as partial:
+                partial.write_text(json.dumps(kept, indent=1) + "\n")
+            tables.replace(README, BEGIN, END, table(kept))
     if misses:
         raise UserError(
-            f"Of {len(cases)} cases {misses} do not fit; give more chips or fewer rows."
+            f"Of {len(cases)} cases {misses} do not fit or took too long to compile; give more "
+            "chips, more latent shards or fewer rows, or a higher --limit_s."
         )
 
 

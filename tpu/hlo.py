@@ -11,6 +11,7 @@ _KINDS = (
     "ragged-all-to-all",
     "collective-permute",
     "collective-broadcast",
+    "recv-done",  # what a collective between slices has become
 )
 _BYTES = {
     "pred": 1,
@@ -70,7 +71,11 @@ def collectives(text: str, unknown_trips: int) -> dict[str, Collective]:
 
     def visit(computation: str, times: int) -> None:
         for line in computations.get(computation, []):
-            operation = line.partition(" = ")[2]
+            result, _, operation = line.partition(" = ")
+            # A collective that runs beside products is written down where it starts, in each
+            # fusion that it runs beside, and where it ends: only the last one counts.
+            if "async-collective-start" in result:
+                continue
             for kind in _KINDS:
                 # The asynchronous pair is counted where it ends, whose shape is the result's.
                 if re.search(rf" {kind}(?:-done)?\(", operation):
@@ -82,8 +87,9 @@ def collectives(text: str, unknown_trips: int) -> dict[str, Collective]:
             rounds = int(known.group(1)) if known else unknown_trips
             for how, several, one in _CALLED.findall(operation):
                 trips = rounds if how in ("body", "condition") else 1
-                for called in (several or one).split(", "):
-                    visit(called.lstrip("%"), times * trips)
+                for called in (several or one).replace("%", "").split(", "):
+                    if not called.startswith("async_collective_fusion"):
+                        visit(called, times * trips)
 
     visit(entry, 1)
     return {kind: Collective(*total) for kind, total in sorted(found.items())}

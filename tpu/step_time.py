@@ -1,7 +1,7 @@
 """How long a training step takes on 8 to 4,096 chips, by a roofline: a model, not a measurement.
 
     python -m tpu.step_time [--tpus v5e,v5p,v6e,tpu7x] [--models gemma2_9b,llama31_8b] \
-      [--latents 131072,1048576] [--batch_tokens 131072] [--products 6]
+      [--latents 131072,1048576] [--batch_tokens 131072] [--products 6] [--updates fused,optax]
 
 A step is capture, then one step of a TopK autoencoder. Each is as long as the slowest of four
 things that overlap perfectly: arithmetic, memory, links within a slice (ICI), network between
@@ -10,6 +10,12 @@ arrangement that fits in memory is taken. The batch is fixed, so that more chips
 each; a row says when twice the chips no longer save a third of the time, and what is in the way.
 **No figure here was measured on a TPU**: rates are published peaks (`tpu/chips.py`), which a real
 program does not reach, so that these are lower bounds.
+
+The trainer's two updates (`emojax/sae/step.py`) differ in what goes over the mesh axis `data`.
+Fused: every chip gets the inputs, slopes and codes of all tokens, and updates its own rows from
+them, so that three of the six products are not shared over `data`. optax: all products are, and the
+gradients of both matrices are summed. The faster one is taken; with one shard of tokens they are
+the same.
 """
 
 import dataclasses
@@ -29,6 +35,12 @@ PRODUCTS = flags.DEFINE_integer(
     "products", 6, "Dense products of a step: 6 as XLA runs it today, 1 with sparse kernels."
 )
 
+# Of the trainer (`TrainConfig.update`).
+UPDATES = ("fused", "optax")
+UPDATE = flags.DEFINE_list(
+    "updates", list(UPDATES), "How rows may be updated; the faster is taken."
+)
+
 COUNTS = tuple(2**i for i in range(3, 13))
 SUMMARY_COUNTS = (8, 64, 512, 4096)
 # Seconds of one hop between neighbours (jax-ml.github.io/scaling-book/tpus).
@@ -36,6 +48,9 @@ HOP = 1e-6
 # Share of the memory that weights and state may take; the rest is for what a step makes.
 STATE_SHARE = 0.6
 TERMS = ("arithmetic", "memory", "ICI", "DCN", "latency")
+# Of the six products, those that a fused update makes for the tokens of all shards: the gradients
+# of the codes and of both matrices.
+ROW_PRODUCTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +66,7 @@ class Work:
       products: [tokens, n] × [n, d] products of an SAE step. 6: the encoder, the decoder, the
         gradient of the codes, of both matrices, and of the input (which `b_dec` needs). 1: only the
         encoder; the others touch k rows a token.
+      updates: the ways of updating rows from which the faster is taken.
     """
 
     model: Model
@@ -59,6 +75,7 @@ class Work:
     tokens: int
     context: int
     products: int
+    updates: tuple[str, ...] = UPDATES
 
     def __post_init__(self):
         for name in ("latents", "active", "tokens", "context", "products"):
@@ -66,6 +83,11 @@ class Work:
                 raise UserError(f"The step's {name} is {getattr(self, name)}; give at least 1.")
         if self.products > 6:
             raise UserError(f"The step's products are {self.products}; give at most 6.")
+        if not self.updates or not set(self.updates) <= set(UPDATES):
+            raise UserError(
+                f"The step's updates are {', '.join(self.updates) or '(none)'}; give some of "
+                f"{', '.join(UPDATES)}."
+            )
         if self.tokens % self.context:
             raise UserError(
                 f"The batch of {self.tokens} tokens is no whole number of rows of {self.context}; "
@@ -105,6 +127,7 @@ class Plan:
       data: shards of the SAE's tokens.
       latent: shards of its latents.
       across: the axis that goes across slices: "data" or "latent"; "" with one slice.
+      update: of the rows, one of `UPDATES`.
       capture: cost of reading the language model.
       sae: cost of the SAE's step.
     """
@@ -115,6 +138,7 @@ class Plan:
     data: int
     latent: int
     across: str
+    update: str
     capture: Cost
     sae: Cost
 
@@ -160,13 +184,14 @@ def capture_cost(work: Work, chip: Chip, slices: int, groups: int, t: int, gathe
     return Cost(flops / chip.flops, moved / chip.hbm_rate, sent / chip.ici_rate, 0.0, hops * HOP)
 
 
-def sae_cost(work: Work, chip: Chip, chips: int, data: int, across: str) -> Cost:
-    """A step with latents sharded: only activations and k values a shard travel.
+def sae_cost(work: Work, chip: Chip, chips: int, data: int, across: str, update: str) -> Cost:
+    """A step with latents sharded.
 
     Per chip, with B/data tokens and n/latent latents. Memory: per product the chip's codes written
     and read in float32, and its matrix once; Adam reads and writes weights, moments and gradients
-    (32 bytes a parameter). Links: all-gather of x and of k values from every shard, all-reduce of
-    x̂ over `latent`, all of float32 as the trainer's are; all-reduce of both gradients over `data`.
+    (32 bytes a parameter). Links, all of float32 as the trainer's are: over `latent` all-gather of
+    x and of k values from every shard, all-reduce of x̂; over `data`, fused, all-gather of x, of x̂'s
+    gradient and of the codes, with optax all-reduce of both gradients.
     """
     latent = chips // data
     slices = slices_of(chip, chips)
@@ -174,9 +199,13 @@ def sae_cost(work: Work, chip: Chip, chips: int, data: int, across: str) -> Cost
     d, k = work.model.d_model, work.active
     matrix = rows * d
     # What is no dense product touches k rows a token, spread over the shards.
-    sparse = (6 - work.products) * tokens * k * d / latent
-    flops = work.products * 2 * tokens * matrix + 2 * sparse
-    moved = work.products * (4 * matrix + 8 * tokens * rows) + 4 * sparse + 32 * 2 * matrix
+    dense = min(ROW_PRODUCTS, max(0, work.products - (6 - ROW_PRODUCTS)))
+    seen = work.tokens if update == "fused" else tokens
+    products = (work.products - dense) * tokens + dense * seen
+    sparse = (6 - work.products - ROW_PRODUCTS + dense) * tokens + (ROW_PRODUCTS - dense) * seen
+    sparse *= k * d / latent
+    flops = 2 * products * matrix + 2 * sparse
+    moved = 4 * work.products * matrix + 8 * products * rows + 4 * sparse + 32 * 2 * matrix
     moved += 4 * tokens * (k * latent + 8 * d)
 
     def over(axis: str, size: int, gathered: float, reduced: float) -> tuple[float, float, float]:
@@ -190,7 +219,10 @@ def sae_cost(work: Work, chip: Chip, chips: int, data: int, across: str) -> Cost
 
     x = 4 * tokens * d
     ici_latent, dcn_latent, hops_latent = over("latent", latent, x + 4 * tokens * k * latent, x)
-    ici_data, dcn_data, hops_data = over("data", data, 0.0, 4 * 2 * matrix)
+    if update == "fused":
+        ici_data, dcn_data, hops_data = over("data", data, 8 * work.tokens * (d + k), 0.0)
+    else:
+        ici_data, dcn_data, hops_data = over("data", data, 0.0, 4 * 2 * matrix)
     return Cost(
         flops / chip.flops,
         moved / chip.hbm_rate,
@@ -201,12 +233,16 @@ def sae_cost(work: Work, chip: Chip, chips: int, data: int, across: str) -> Cost
 
 
 def state_bytes(work: Work, chip: Chip, chips: int, plan: Plan) -> float:
-    """Weights, moments and gradients in float32, and the language model, on one chip."""
+    """What one chip holds: weights, moments and gradients in float32, and the language model.
+
+    And what a fused update gathers, if there is anything to gather: x and x̂'s gradient.
+    """
     model = work.model
     lm = 2 * model.layers * model.layer_params / plan.lm_split
     if plan.lm_gathered:
         lm /= plan.lm_groups / slices_of(chip, chips)
-    return lm + 16 * 2 * work.latents / plan.latent * model.d_model
+    gathered = 8 * work.tokens * model.d_model if plan.update == "fused" and plan.data > 1 else 0
+    return lm + 16 * 2 * work.latents / plan.latent * model.d_model + gathered
 
 
 def _hops(chip: Chip, size: int) -> float:
@@ -233,13 +269,14 @@ def plans(work: Work, chip: Chip, chips: int) -> Iterator[Plan]:
             cost = capture_cost(work, chip, slices, groups, t, gathered)
             lm.append((groups, t, gathered, cost))
     sae = []
-    for data, across in itertools.product(powers, ("data", "latent") if slices > 1 else ("",)):
+    ways = ("data", "latent") if slices > 1 else ("",)
+    for data, across, update in itertools.product(powers, ways, work.updates):
         size = {"data": data, "latent": chips // data, "": slices}[across]
         if work.tokens % data or work.latents % (chips // data) or size < slices:
             continue
-        sae.append((data, across, sae_cost(work, chip, chips, data, across)))
-    for (groups, t, gathered, read), (data, across, step) in itertools.product(lm, sae):
-        plan = Plan(groups, t, gathered, data, chips // data, across, read, step)
+        sae.append((data, across, update, sae_cost(work, chip, chips, data, across, update)))
+    for (groups, t, gathered, read), (data, across, update, step) in itertools.product(lm, sae):
+        plan = Plan(groups, t, gathered, data, chips // data, across, update, read, step)
         if state_bytes(work, chip, chips, plan) <= STATE_SHARE * chip.hbm_bytes:
             yield plan
 
@@ -268,20 +305,21 @@ def report(tpu: str, name: str, work: Work) -> str:
     lines = [
         f"### {tpu}, {name}, {work.latents:,} latents",
         "",
-        "| chips | slices | capture ms | SAE ms | M tokens/s | data × latent | slowest |",
-        f"|{'---|' * 7}",
+        "| chips | slices | capture ms | SAE ms | M tokens/s | data × latent | update | slowest |",
+        f"|{'---|' * 8}",
     ]
     for count in COUNTS:
         plan = found.get(count)
         slices = slices_of(CHIPS[tpu], count)
         if plan is None:
-            lines.append(f"| {count:,} | {slices} | – | – | – | – | does not fit |")
+            lines.append(f"| {count:,} | {slices} | – | – | – | – | – | does not fit |")
             continue
         split = f"{plan.data} × {plan.latent}"
         rate = work.tokens / plan.seconds / 1e6
         lines.append(
             f"| {count:,} | {slices} | {1e3 * plan.capture.seconds:.1f} | "
-            f"{1e3 * plan.sae.seconds:.1f} | {rate:.2f} | {split} | {plan.dominant} |"
+            f"{1e3 * plan.sae.seconds:.1f} | {rate:.2f} | {split} | "
+            f"{plan.update if plan.data > 1 else '–'} | {plan.dominant} |"
         )
     return "\n".join([*lines, "", f"{verdict(found, stop)}."])
 
@@ -332,7 +370,8 @@ def main(_):
     rows = []
     kinds = size_flags.MODELS.value, size_flags.LATENTS.value, TPUS.value
     for name, latents, tpu in itertools.product(*kinds):
-        work = Work(MODELS[name], int(latents), active, BATCH.value, context, PRODUCTS.value)
+        sizes = int(latents), active, BATCH.value, context, PRODUCTS.value
+        work = Work(MODELS[name], *sizes, tuple(UPDATE.value))
         print(f"\n{report(tpu, name, work)}")
         rows.append(summary(tpu, name, work))
     counts = " | ".join(f"{count:,} chips" for count in SUMMARY_COUNTS)

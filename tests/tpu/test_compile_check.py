@@ -9,7 +9,17 @@ import pytest
 
 from emojax.errors import UserError
 from tpu.chips import Slices
-from tpu.compile_check import Case, named, parse_target, row
+from tpu.compile_check import (
+    KEPT,
+    README,
+    Case,
+    check_within,
+    merged,
+    named,
+    parse_target,
+    row,
+    table,
+)
 
 CASE = Case(
     slices=Slices("v5e", 16, 2),
@@ -19,6 +29,7 @@ CASE = Case(
     rows=256,
     context=512,
     latent_shards=16,
+    update="auto",
     capture=True,
 )
 WITHOUT_LIBTPU = importlib.util.find_spec("libtpu") is None
@@ -47,12 +58,21 @@ def test_latents_stay_within_a_slice():
     assert CASE.devices == 32
     assert CASE.mesh_shape == (2, 16)
     assert dataclasses.replace(CASE, latent_shards=64).mesh_shape == (2, 16)
+    assert dataclasses.replace(CASE, slices=Slices("v5e", 32), latent_shards=32).mesh_shape == (
+        1,
+        32,
+    )
     assert dataclasses.replace(CASE, slices=Slices("tpu7x", 4)).mesh_shape == (1, 8)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"model": "gpt"}, "gpt"), ({"rows": 33}, "multiples"), ({"latents": 100}, "multiples")],
+    [
+        ({"model": "gpt"}, "gpt"),
+        ({"rows": 33}, "multiples"),
+        ({"latents": 100}, "multiples"),
+        ({"latent_shards": 32, "slices": Slices("v5e", 32), "model": "gemma2_9b"}, "16 heads"),
+    ],
 )
 def test_a_case_that_cannot_be_split_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
@@ -60,11 +80,64 @@ def test_a_case_that_cannot_be_split_is_refused(changes, message):
 
 
 def test_a_row_says_what_does_not_fit():
-    found = {"target": "v5e-8", "mesh": (1, 8), "model": None, "latents": 1 << 20}
-    found |= {"memory": 16 << 30, "seconds": 3.2, "fits": False, "reason": "too much"}
+    found = {"target": "v5e-8", "mesh": (1, 8), "model": None, "latents": 1 << 20, "tokens": 512}
+    found |= {
+        "update": "fused",
+        "memory": 16 << 30,
+        "seconds": 3.2,
+        "fits": False,
+        "reason": "too much",
+    }
     assert row(found) == (
-        "| v5e-8 | 1×8 | – | 1,048,576 | – | – | – | 16.0 | too much | 3 | **no** |"
+        "| v5e-8 | 1×8 | – | 1,048,576 | 512 | fused | – | – | – | 16.0 | too much | 3 | **no** |"
     )
+
+
+def test_a_case_that_takes_too_long_is_given_up_and_named():
+    found = check_within(0, CASE)
+    assert not found["fits"]
+    assert row(found) == (
+        "| v5e-16x2 | 2×16 | llama31_8b | 131,072 | 131,072 | fused | – | – | – | 16.0 "
+        "| not compiled within 0 s | 0 | not known |"
+    )
+
+
+@pytest.mark.skipif(not WITHOUT_LIBTPU, reason="libtpu is here")
+def test_a_compiler_that_breaks_off_is_named():
+    with pytest.raises(UserError, match="broke off at v5e-16x2"):
+        check_within(120, CASE)
+
+
+def test_the_table_holds_the_newest_row_of_each_case_from_small_slices_to_large():
+    def found(target, latents=1024, seconds=1.0):
+        what = {"target": target, "mesh": [1, 8], "model": "llama31_8b", "latents": latents}
+        what |= {
+            "tokens": 512,
+            "update": "fused",
+            "memory": 16 << 30,
+            "seconds": seconds,
+            "fits": False,
+        }
+        return what | {"reason": "too much", "jax": "0.10.2", "cores": 1, "active": 64}
+
+    old = [found("v5p-256"), found("v5e-16x2"), found("v5e-8", 4096), found("v5e-8")]
+    new = merged(merged([], old), [found("v5e-8", seconds=2.0), found("v5e-16")])
+    cases = [(row["target"], row["latents"], row["seconds"]) for row in new]
+    assert cases == [
+        ("v5e-8", 1024, 2.0),
+        ("v5e-8", 4096, 1.0),
+        ("v5e-16", 1024, 1.0),
+        ("v5e-16x2", 1024, 1.0),
+        ("v5p-256", 1024, 1.0),
+    ]
+    assert [line for line in table(new).splitlines() if line][2:] == [
+        "|---" * 13 + "|",
+        *map(row, new),
+    ]
+
+
+def test_the_readmes_table_is_what_was_kept():
+    assert table(json.loads(KEPT.read_text())) in README.read_text()
 
 
 @pytest.mark.skipif(not WITHOUT_LIBTPU, reason="libtpu is here")

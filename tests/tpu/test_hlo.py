@@ -24,6 +24,19 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
   ROOT %scattered = f32[2]{0} reduce-scatter(%q), dimensions={0}, to_apply=%sum
 }
 
+%begun (q: f32[2]) -> f32[2] {
+  %gathered.1 = f32[2]{0} all-gather(%q), dimensions={0}
+}
+
+%async_collective_fusion.7 (q: f32[2]) -> f32[2] {
+  %product = f32[9]{0} dot(%u, %v)
+  %gathered.2 = f32[2]{0} all-gather(%q), dimensions={0}
+}
+
+%ended (q: f32[2]) -> f32[2] {
+  %gathered.3 = f32[2]{0} all-gather(%q), dimensions={0}
+}
+
 %never (q: f32[2]) -> f32[2] {
   ROOT %q = f32[2]{0} parameter(0)
 }
@@ -35,6 +48,11 @@ backend_config={"known_trip_count":{"n":"5"}}
   %made = f32[2,3]{1,0} fusion(%x), kind=kLoop, calls=%fused
   %start = (f32[4]{0}, f32[8]{0}) all-gather-start(%z), dimensions={0}
   %done = f32[8]{0} all-gather-done(%start)
+  %async-collective-start.5 = (f32[1], f32[2]) fusion(%x), kind=kCustom, calls=%begun
+  %fusion.7 = (f32[9], f32[2]) fusion(%x), kind=kCustom, calls=%async_collective_fusion.7
+  %async-collective-done.5 = f32[2]{0} fusion(%fusion.7), kind=kCustom, calls=%ended
+  %across = (f32[16]{0}, u32[], token[]) recv(%token), channel_id=3, is_host_transfer=true
+  %came = (f32[16]{0}, token[]) recv-done(%across), channel_id=3, is_host_transfer=true
   %either = f32[2]{0} conditional(%p, %u, %v), branch_computations={%rare, %never}
   %both = (s32[]{:T(128)}, s32[]) all-reduce(%m, %n), to_apply=%sum
   %first = s32[] get-tuple-element(%both), index=0, metadata={op_name="all-reduce(x)"}
@@ -44,9 +62,10 @@ backend_config={"known_trip_count":{"n":"5"}}
 
 def test_loops_fusions_branches_and_pairs_are_each_counted_as_they_run():
     assert collectives(PROGRAM, unknown_trips=3) == {
-        # Eight rounds of 64 bytes, and one pair of 32.
-        "all-gather": Collective(count=9, bytes=8 * 64 + 32),
+        # Eight rounds of 64 bytes, one pair of 32, and one of 8 beside a product.
+        "all-gather": Collective(count=10, bytes=8 * 64 + 32 + 8),
         "all-reduce": Collective(count=2, bytes=24 + 8),
+        "recv-done": Collective(count=1, bytes=64),
         "reduce-scatter": Collective(count=1, bytes=8),
     }
 

@@ -8,6 +8,7 @@ from emojax.errors import UserError
 from tpu.chips import CHIPS
 from tpu.models import MODELS, Model
 from tpu.step_time import (
+    UPDATES,
     Work,
     best,
     capture_cost,
@@ -61,7 +62,7 @@ def test_gathered_weights_travel_and_are_written_before_they_are_read():
 
 
 def test_sae_by_hand():
-    cost = sae_cost(WORK, UNIT, chips=8, data=2, across="")
+    cost = sae_cost(WORK, UNIT, chips=8, data=2, across="", update="optax")
     # 16 tokens and 16 latents of width 4 on each chip.
     assert cost.arithmetic == 6 * 2 * 16 * 16 * 4
     products = 6 * (4 * 16 * 4 + 8 * 16 * 16)
@@ -73,18 +74,35 @@ def test_sae_by_hand():
     assert cost.dcn == 0
 
 
+def test_a_fused_update_sees_the_tokens_of_all_shards():
+    cost = sae_cost(WORK, UNIT, chips=8, data=2, across="", update="fused")
+    # Three products of the chip's own 16 tokens, three of all 32.
+    assert cost.arithmetic == 3 * 2 * 16 * 16 * 4 + 3 * 2 * 32 * 16 * 4
+    products = 6 * 4 * 16 * 4 + 3 * 8 * 16 * 16 + 3 * 8 * 32 * 16
+    assert cost.memory == products + 32 * 2 * 16 * 4 + 4 * 16 * (2 * 4 + 8 * 4)
+    x, values, tokens = 4 * 16 * 4, 4 * 16 * 2 * 4, 32 * (2 * 4 * 4 + 2 * 4 * 2)
+    assert cost.ici == (x + values + 2 * x) * 3 / 4 + tokens * 1 / 2
+
+
+def test_with_one_shard_of_tokens_the_updates_are_one():
+    both = [sae_cost(WORK, UNIT, 8, data=1, across="", update=update) for update in UPDATES]
+    assert both[0] == both[1]
+
+
 def test_one_dense_product_leaves_k_rows_a_token_for_the_others():
     sparse = dataclasses.replace(WORK, products=1)
-    cost = sae_cost(sparse, UNIT, chips=8, data=2, across="")
-    assert cost.arithmetic == 2 * 16 * 16 * 4 + 2 * 5 * 16 * 2 * 4 / 4
+    optax = sae_cost(sparse, UNIT, chips=8, data=2, across="", update="optax")
+    assert optax.arithmetic == 2 * 16 * 16 * 4 + 2 * 5 * 16 * 2 * 4 / 4
+    fused = sae_cost(sparse, UNIT, chips=8, data=2, across="", update="fused")
+    assert fused.arithmetic == 2 * 16 * 16 * 4 + 2 * (2 * 16 + 3 * 32) * 2 * 4 / 4
 
 
 def test_slices_talk_over_the_network():
     # Two slices of 256; latents within a slice, so that gradients cross.
-    across_data = sae_cost(WORK, UNIT, chips=512, data=8, across="data")
+    across_data = sae_cost(WORK, UNIT, chips=512, data=8, across="data", update="optax")
     # 1 latent of width 4: gradients of 32 bytes, reduced among 4 within a slice first.
     assert across_data.dcn == 2 * 32 / 4 * (1 / 2)
-    across_latent = sae_cost(WORK, UNIT, chips=512, data=8, across="latent")
+    across_latent = sae_cost(WORK, UNIT, chips=512, data=8, across="latent", update="optax")
     # 4 tokens: x 64 bytes, 2 values of 64 shards 2048 bytes; 32 chips of a slice share them.
     assert across_latent.dcn == (64 + 2048 + 2 * 64) / 32 * (1 / 2)
 
@@ -98,7 +116,10 @@ def test_state_is_weights_moments_and_gradients():
     plan = best(WORK, UNIT, 8)
     assert plan is not None
     lm = 2 * 216 / plan.lm_split / (plan.lm_groups if plan.lm_gathered else 1)
-    assert state_bytes(WORK, UNIT, 8, plan) == lm + 16 * 2 * 64 / plan.latent * 4
+    own = lm + 16 * 2 * 64 / plan.latent * 4
+    for update, gathered in (("optax", 0), ("fused", 8 * 32 * 4 * (plan.data > 1))):
+        planned = dataclasses.replace(plan, update=update)
+        assert state_bytes(WORK, UNIT, 8, planned) == own + gathered
 
 
 def test_the_best_plan_uses_all_chips_and_fits():
@@ -136,6 +157,7 @@ def test_arithmetic_alone_scales_perfectly_and_links_stop_it():
         ({"tokens": 33}, "multiple"),
         ({"latents": 0}, "latents"),
         ({"products": 7}, "at most 6"),
+        ({"updates": ("adam",)}, "some of fused, optax"),
     ],
 )
 def test_work_that_makes_no_sense_is_refused(changes, message):
