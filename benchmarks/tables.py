@@ -144,16 +144,25 @@ def tables() -> str:
     return "\n".join(lines) + "\n"
 
 
+def fill(document: Path, begin: str, end: str, text: str) -> None:
+    """Replaces what stands between two marks of a document.
+
+    Raises:
+      UserError: it does not hold each of them once.
+    """
+    old = document.read_text(encoding="utf-8")
+    if old.count(begin) != 1 or old.count(end) != 1:
+        raise UserError(f"{document} does not hold {begin} and {end} once each; restore them.")
+    head, _, rest = old.partition(begin)
+    with files.atomic(document) as partial:
+        partial.write_text(f"{head}{begin}\n{text}{end}{rest.partition(end)[2]}", encoding="utf-8")
+    print(f"written to {document}")
+
+
 def main(argv: Sequence[str]) -> None:
     """Replaces what stands between the marks."""
     del argv
-    text = README.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise UserError(f"{README} does not hold {BEGIN} and {END} once each; restore them.")
-    head, _, rest = text.partition(BEGIN)
-    with files.atomic(README) as partial:
-        partial.write_text(head + BEGIN + "\n" + tables() + END + rest.partition(END)[2])
-    print(f"written to {README}")
+    fill(README, BEGIN, END, tables())
 
 
 if __name__ == "__main__":
