@@ -13,7 +13,6 @@ from typing import Any
 
 from benchmarks import timing
 from emojax import errors, files
-from emojax.errors import UserError
 
 README = Path("kernels/README.md")
 RESULTS = Path("benchmarks/results")
@@ -152,28 +151,14 @@ def tables() -> str:
             if name == "train_step":
                 figure = f"../{RESULTS}/train_step-{platform}.svg"
                 lines += [f"![Tokens per second of a whole step on a {title}]({figure})", ""]
-    return "\n".join(lines) + "\n"
-
-
-def replace(readme: Path, begin: str, end: str, text: str) -> None:
-    """Writes `text` between two marks of a document.
-
-    Raises:
-      UserError: the marks are not there once each.
-    """
-    before = readme.read_text()
-    if before.count(begin) != 1 or before.count(end) != 1:
-        raise UserError(f"{readme} does not hold {begin} and {end} once each; restore them.")
-    head, _, rest = before.partition(begin)
-    with files.atomic(readme) as partial:
-        partial.write_text(head + begin + "\n" + text + end + rest.partition(end)[2])
-    print(f"written to {readme}")
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> None:
     """Replaces what stands between the marks."""
     del argv
-    replace(README, BEGIN, END, tables())
+    files.replace_between(README, BEGIN, END, tables())
+    print(f"written to {README}")
 
 
 if __name__ == "__main__":

@@ -88,15 +88,15 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def replace_between(path: Path, begin: str, end: str, text: str) -> None:
-    """Replaces the lines of a document between two marks, which stay.
+    """Replaces the lines of a document between a mark and the next `end`, which stay.
 
     Raises:
-      UserError: a mark is missing, or is there more than once.
+      UserError: the marks are missing, or `begin` is there more than once.
     """
     before = path.read_text(encoding="utf-8")
-    if before.count(begin) != 1 or before.count(end) != 1:
-        raise UserError(f"{path} does not hold {begin} and {end} once each; restore them.")
     head, _, rest = before.partition(begin)
+    if before.count(begin) != 1 or end not in rest:
+        raise UserError(f"{path} does not hold {begin} once and then {end}; restore them.")
     with atomic(path) as partial:
         partial.write_text(
             f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8"

@@ -15,11 +15,11 @@ from absl import flags
 from emojax import errors
 from emojax.errors import UserError
 from emojax.lm import capture, decoder, intervene, sources
-from emojax.lm.cache import run_with_cache
 from emojax.lm.capture import Tap
 from emojax.lm.config import DecoderConfig
 from emojax.lm.generate import GenerateSettings, generate
 from emojax.lm.model import LanguageModel
+from emojax.lm.run_with_cache import run_with_cache
 from emojax.lm.text import tokenize
 
 SOURCES = flags.DEFINE_list(

@@ -44,7 +44,7 @@ def test_only_what_stands_between_two_marks_is_replaced(tmp_path):
     page.write_text("before\n<!-- a -->\nold\n<!-- b -->\nafter\n")
     files.replace_between(page, "<!-- a -->", "<!-- b -->", "new")
     assert page.read_text() == "before\n<!-- a -->\nnew\n<!-- b -->\nafter\n"
-    with pytest.raises(UserError, match="does not hold <!-- c -->"):
+    with pytest.raises(UserError, match="does not hold <!-- c --> once"):
         files.replace_between(page, "<!-- c -->", "<!-- b -->", "new")
 
 

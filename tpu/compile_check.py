@@ -34,7 +34,6 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks import tables
 from emojax import files
 from emojax.errors import UserError, run
 from emojax.lm import capture, decoder, sharding
@@ -366,7 +365,7 @@ def table(kept: list[dict[str, Any]]) -> str:
     versions = ", ".join(sorted({found["jax"] for found in kept}))
     cores = ", ".join(sorted({str(found["cores"]) for found in kept}))
     made = f"jax {versions}, k = {kept[0]['active']}; compiled on {cores} core(s)."
-    return "\n".join(["", made, "", HEADER, *map(row, kept), "", ""])
+    return "\n".join(["", made, "", HEADER, *map(row, kept), ""])
 
 
 def main(_):
@@ -403,7 +402,7 @@ def main(_):
             kept = merged(json.loads(KEPT.read_text()) if KEPT.exists() else [], [found])
             with files.atomic(KEPT) as partial:
                 partial.write_text(json.dumps(kept, indent=1) + "\n")
-            tables.replace(README, BEGIN, END, table(kept))
+            files.replace_between(README, BEGIN, END, table(kept))
     if misses:
         raise UserError(
             f"Of {len(cases)} cases {misses} do not fit or took too long to compile; give more "

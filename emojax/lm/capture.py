@@ -1,7 +1,7 @@
 """Reading activations: jitted, only as deep as asked, without the unembedding.
 
 Which layers are read is data, so other layers do not compile again, and memory does not grow with
-the layers that are not asked for. `cache.run_with_cache` is the way in for a notebook.
+the layers that are not asked for. `run_with_cache` is the way in for a notebook.
 """
 
 import dataclasses
@@ -27,6 +27,8 @@ from emojax.lm.model import LanguageModel
 _BATCH_TOKENS = 2048
 # Of a batch, what a CPU takes through a layer at once.
 _PART_TOKENS = 512
+# More parts than these make a part larger, since each is compiled.
+_MOST_PARTS = 8
 
 
 class Tap(NamedTuple):
@@ -227,68 +229,66 @@ def _capture(
 ) -> dict[str, Float[Array, "_ batch time _"]]:
     """Per site the activations of the wanted layers, which ascend."""
     positions = decoder.positions_of(mask)
-    context = decoder.context_of(config, positions, positions, mask)
-    size = _rows_at_once(*mask.shape)
+    prompt = jnp.zeros_like(mask)
+    parts = []
+    for rows in _parts(*mask.shape):
+        context = decoder.context_of(config, positions[rows], positions[rows], mask[rows])
+        parts.append((context, prompt[rows], intervene.of_rows(interventions, rows)))
 
-    def some(
-        layer: Array, p: decoder.Params, h: Array, first: Int[Array, ""]
+    def room(h: Array) -> dict[str, Array]:
+        """Where what is read of a part goes."""
+        return {
+            site: jnp.zeros((len(layers), *h.shape[:2], decoder.site_width(config, site)), h.dtype)
+            for site, layers in wanted.items()
+            if site != "final_norm"
+        }
+
+    def through(
+        layer: Array,
+        p: decoder.Params,
+        part: tuple[decoder.Context, Array, tuple[Prepared, ...]],
+        state: tuple[Array, dict[str, Array]],
     ) -> tuple[Array, dict[str, Array]]:
-        """A layer for `size` rows, and what the wanted sites read of them."""
-        own = decoder.Context(
-            *(lax.dynamic_slice_in_dim(a, first, size) for a in context[:3]),
-            *(lax.dynamic_slice_in_dim(a, first, size, axis=1) for a in context[3:]),
-        )
-        edits = intervene.of_rows(interventions, first, size)
-        seen = {}
+        """A part's residual stream, and what was read of it, after one more layer."""
+        (context, prompt, edits), (h, kept) = part, state
+        kept = dict(kept)
 
         def visit(site: str, layer: Array, h: Array) -> Array:
-            prompt = jnp.zeros_like(own.key_mask)
-            h = intervene.apply(edits, site, layer, h, own.positions, prompt)
-            if site in wanted:
-                seen[site] = h
+            h = intervene.apply(edits, site, layer, h, context.positions, prompt)
+            if site in kept:
+                kept[site] = _keep(kept[site], wanted[site], layer, h)
             return h
 
-        h = lax.dynamic_slice_in_dim(h, first, size)
-        h = decoder.block(config, p, layer, h, own, visit, decoder.keep_nothing)
-        return h, seen
+        return decoder.block(config, p, layer, h, context, visit, decoder.keep_nothing), kept
 
-    def step(
-        layer: Array, p: decoder.Params, carry: tuple[Array, dict[str, Array]]
-    ) -> tuple[Array, dict[str, Array]]:
-        h, kept = carry
-        firsts = jnp.arange(0, len(h), size)
-        parts = lax.map(partial(some, layer, p, h), firsts)
-        h, seen = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), parts)
-        return h, {site: _keep(kept[site], wanted[site], layer, seen[site]) for site in kept}
+    def step(layer: Array, p: decoder.Params, states: list) -> list:
+        pairs = zip(parts, states, strict=True)
+        return [through(layer, p, part, state) for part, state in pairs]
 
     h = decoder.embed(config, params, tokens, positions)
-    kept = {
-        site: jnp.zeros((len(layers), *mask.shape, decoder.site_width(config, site)), h.dtype)
-        for site, layers in wanted.items()
-        if site != "final_norm"
-    }
+    states = [(h[rows], room(h[rows])) for rows in _parts(*mask.shape)]
     stop = jnp.max(jnp.concatenate(list(wanted.values()))) + 1
-    h, kept = decoder.loop_layers(params, (h, kept), stop, step)
+    states = decoder.loop_layers(params, states, stop, step)
+    h = jnp.concatenate([h for h, _ in states])
+    kept = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *[kept for _, kept in states])
     if "final_norm" in wanted:
         last = jnp.asarray(config.n_layers - 1)
         h = decoder.final_norm(config, params, h)
-        prompt = jnp.zeros_like(mask)
         h = intervene.apply(interventions, "final_norm", last, h, positions, prompt)
         kept["final_norm"] = h[None]
     return kept
 
 
-def _rows_at_once(batch: int, time: int) -> int:
-    """How many rows, of a batch that they divide, go through a layer together.
+def _parts(batch: int, time: int) -> list[slice]:
+    """The rows that go through a layer together.
 
-    A CPU is fastest where a part's numbers stay in its caches, and reads a layer's weights only
-    once for all parts; an accelerator takes the whole batch.
+    A CPU is fastest where a part's numbers stay in its caches and where parts that do not wait for
+    each other fill its cores; an accelerator takes the whole batch.
     """
     if jax.default_backend() != "cpu":
-        return batch
-    sizes = [n for n in range(1, batch + 1) if batch % n == 0 and n * time <= _PART_TOKENS]
-    largest = max(sizes, default=1)
-    return largest if 2 * largest * time > _PART_TOKENS or largest == batch else batch
+        return [slice(0, batch)]
+    rows = max(1, _PART_TOKENS // time, -(-batch // _MOST_PARTS))
+    return [slice(first, min(first + rows, batch)) for first in range(0, batch, rows)]
 
 
 def _keep(

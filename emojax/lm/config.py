@@ -62,7 +62,7 @@ class DecoderConfig:
       logit_softcap: the same for logits.
       tied: whether the unembedding is the embedding.
       family: the row of `families.FAMILIES` that knows its checkpoints' names.
-      bos_token_id: the token that begins a text.
+      bos_token_id: the token that begins a text (None: it was trained without).
       eos_token_ids: the tokens that end one.
     """
 

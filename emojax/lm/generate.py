@@ -100,7 +100,7 @@ def generate(
 
     Args:
       lm: the language model.
-      prompts: texts (BOS is put before them), or token ids as they are (`chat.chat_rows`).
+      prompts: texts (which `text.tokenize` begins), or token ids as they are (`chat.chat_rows`).
       settings: how to write.
       interventions: rows are numbered as the prompts are; generated tokens are those after the
         prompt, which phase "generated" edits as they are read back.
@@ -183,8 +183,8 @@ class Run(NamedTuple):
 class State(NamedTuple):
     """What has been written: slots of `tokens` are the prompt's, padded on the right, then new."""
 
-    step: Int[Array, ""]
-    h: Float[Array, "batch d_model"]  # what the unembedding reads next
+    step: Int[Array, ""]  # how many tokens have been chosen
+    token: Int[Array, " batch"]  # the last of them, which the cache does not hold yet
     tokens: Int[Array, "batch slots"]
     logprobs: Float[Array, "batch room"]
     done: Bool[Array, " batch"]
@@ -296,20 +296,21 @@ def first(
     params: decoder.Params,
     prompts: Int[Array, "batch time"],
     mask: Bool[Array, "batch time"],
-    interventions: tuple[Prepared, ...],
+    run: Run,
 ) -> State:
-    """The state after the prompts, padded on the right, with room for new tokens."""
+    """The prompts, padded on the right, and the first new token, with room for more."""
     batch, time = prompts.shape
-    h, cache = prefill(config, params, prompts, mask, time + room, interventions)
-    return State(
+    h, cache = prefill(config, params, prompts, mask, time + room, run.interventions)
+    state = State(
         step=jnp.asarray(0),
-        h=h,
+        token=jnp.zeros(batch, jnp.int32),
         tokens=jnp.pad(prompts, ((0, 0), (0, room))),
         logprobs=jnp.zeros((batch, room)),
         done=jnp.zeros(batch, bool),
         counts=jnp.zeros(batch, jnp.int32),
         cache=cache,
     )
+    return _choose(config, params, mask, run, state, h)
 
 
 def write(
@@ -320,23 +321,35 @@ def write(
     state: State,
 ) -> State:
     """One more token per row."""
+    slots = state.tokens.shape[1]
+    h, cache = decode_step(config, params, state.token, slots, state.cache, run.interventions)
+    return _choose(config, params, mask, run, state._replace(cache=cache), h)
+
+
+def _choose(
+    config: DecoderConfig,
+    params: decoder.Params,
+    mask: Bool[Array, "batch time"],
+    run: Run,
+    state: State,
+    h: Float[Array, "batch d_model"],
+) -> State:
+    """The state with one more token per row, from what the unembedding reads."""
     step, (batch, time) = state.step, mask.shape
     slots = state.tokens.shape[1]
     new = jnp.broadcast_to(jnp.arange(slots - time) < step, (batch, slots - time))
     known = jnp.concatenate([mask, new], axis=1)
     keys = jax.vmap(jax.random.fold_in, (0, None))(run.keys, step)
-    logits = decoder.unembed(config, params, state.h)
+    logits = decoder.unembed(config, params, h)
     token, logprob = sample(logits, state.tokens, known, keys, run.sampling)
     token = jnp.where(state.done, 0, token)
-    h, cache = decode_step(config, params, token, slots, state.cache, run.interventions)
-    return State(
+    return state._replace(
         step=step + 1,
-        h=h,
+        token=token,
         tokens=lax.dynamic_update_slice(state.tokens, token[:, None], (0, time + step)),
         logprobs=lax.dynamic_update_slice(state.logprobs, logprob[:, None], (0, step)),
         done=state.done | jnp.any(token[:, None] == run.stop, axis=1),
         counts=state.counts + ~state.done,
-        cache=cache,
     )
 
 
@@ -358,6 +371,6 @@ def _generate(
     state = lax.while_loop(
         go_on,
         partial(write, config, params, mask, run),
-        first(config, room, params, prompts, mask, run.interventions),
+        first(config, room, params, prompts, mask, run),
     )
     return state.tokens[:, prompts.shape[1] :], state.logprobs, state.counts

@@ -209,7 +209,8 @@ def patch(
       layer: as in `direction`.
       site: as in `direction`.
       rows: as in `direction`.
-      positions: as in `direction`.
+      positions: as in `direction`. Of a run whose rows differ in length, give its mask: entries of
+        padding have no meaning, and a longer row would take them.
       phase: as in `direction`.
 
     Raises:
@@ -268,14 +269,8 @@ def latents(
     return _intervention(edit, layer, site, rows, positions, phase)
 
 
-def of_rows(
-    interventions: Sequence[Prepared], first: Int[Array, ""], count: int
-) -> tuple[Prepared, ...]:
-    """The interventions of a batch for `count` of its rows alone, from `first` on."""
-
-    def rows(a: Array) -> Array:
-        return lax.dynamic_slice_in_dim(a, first, count)
-
+def of_rows(interventions: Sequence[Prepared], rows: slice) -> tuple[Prepared, ...]:
+    """The interventions of a batch for some of its rows alone."""
     by_row = {
         Direction: ("vector", "strength", "low", "high"),
         Latents: ("value",),
@@ -286,9 +281,9 @@ def of_rows(
             given,
             edit=dataclasses.replace(
                 given.edit,
-                **{name: rows(getattr(given.edit, name)) for name in by_row[type(given.edit)]},
+                **{name: getattr(given.edit, name)[rows] for name in by_row[type(given.edit)]},
             ),
-            weights=rows(given.weights),
+            weights=given.weights[rows],
         )
         for given in interventions
     )

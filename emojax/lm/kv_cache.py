@@ -1,7 +1,8 @@
 """The keys and values of what a model has read, so that one more token costs one token.
 
 Layers that see everything keep every slot. Where a window is shorter than that, its layers share a
-ring: slot s lies at s modulo the largest window, so that their memory ends with it.
+ring: slot s lies at s modulo the largest window, so that their memory ends with it. That is the
+memory between steps: a step still lays a ring out by slot (`get`) and masks what the window passed.
 """
 
 from typing import NamedTuple

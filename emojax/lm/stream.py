@@ -24,7 +24,7 @@ def stream(
 
     Args:
       lm: the language model.
-      prompt: a text (BOS is put before it), or token ids as they are.
+      prompt: a text (which `text.tokenize` begins), or token ids as they are.
       settings: how to write.
       interventions: as in `generate`, for one row.
 
@@ -32,16 +32,18 @@ def stream(
       UserError: as `generate`.
     """
     tokens, mask, room, run = generate.begin(lm, [prompt], settings, interventions, None)
-    state = _first(lm.config, room, lm.params, tokens, mask, run.interventions)
+    state = _first(lm.config, room, lm.params, tokens, mask, run)
     written: list[int] = []
     shown = ""
-    while len(written) < settings.max_new_tokens and not bool(state.done[0]):
-        state = _write(lm.config, lm.params, mask, run, state)
-        written.append(int(state.tokens[0, tokens.shape[1] + len(written)]))
+    while True:
+        written.append(int(state.token[0]))
         text = lm.tokenizer.decode(written, skip_special_tokens=True)
         # A character whose bytes are not all there yet reads as this one.
         if not text.endswith("\ufffd"):
             yield text[len(shown) :]
             shown = text
+        if len(written) == settings.max_new_tokens or bool(state.done[0]):
+            break
+        state = _write(lm.config, lm.params, mask, run, state)
     if rest := lm.tokenizer.decode(written, skip_special_tokens=True)[len(shown) :]:
         yield rest

@@ -12,12 +12,12 @@ def tokenize(lm: LanguageModel, texts: Sequence[str], bos: bool = True) -> list[
     Args:
       lm: the language model.
       texts: any number of texts.
-      bos: whether each row begins with the tokenizer's token for a beginning (BOS).
+      bos: whether each row begins as `beginning` says.
 
     Raises:
-      UserError: BOS is wanted and the tokenizer has none, or a text is not valid Unicode.
+      UserError: as `beginning`, or a text is not valid Unicode.
     """
-    first = [bos_token(lm)] if bos else []
+    first = beginning(lm) if bos else []
     try:
         rows = lm.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
     except (TypeError, UnicodeError):
@@ -28,6 +28,19 @@ def tokenize(lm: LanguageModel, texts: Sequence[str], bos: bool = True) -> list[
             f"Text {bad} of the input is not valid Unicode ({texts[bad]!r:.60}); mend its encoding."
         ) from None
     return [first + row.ids for row in rows]
+
+
+def beginning(lm: LanguageModel) -> list[int]:
+    """What a text begins with: the tokenizer's token for that (BOS), if the model knows any.
+
+    Models that were trained without one, such as Qwen, read a text as it is.
+
+    Raises:
+      UserError: the model's config has such a token and its tokenizer does not.
+    """
+    if lm.tokenizer.bos_token_id is None and lm.config.bos_token_id is None:
+        return []
+    return [bos_token(lm)]
 
 
 def bos_token(lm: LanguageModel) -> int:
@@ -63,7 +76,7 @@ def check_words(lm: LanguageModel, words: Sequence[str]) -> None:
 
 
 def word_rows(lm: LanguageModel, words: Sequence[str], template: str) -> list[list[int]]:
-    """Each word's row of token ids in a carrier template, BOS first.
+    """Each word's row of token ids in a carrier template, after the text's `beginning`.
 
     Args:
       lm: the language model.

@@ -353,6 +353,10 @@ NEOX_DROPOUTS = {"attention_dropout": 0.0, "classifier_dropout": 0.1, "hidden_dr
         ),
         (GEMMA_2_2B | {"final_logit_softcapping": None}, {"logit_softcap": 0.0}),
         (
+            GEMMA_2_2B | {"layer_types": ["full_attention"] * 26, "sliding_window": None},
+            {"windows": (0,) * 26},
+        ),
+        (
             GEMMA_3_4B,
             {
                 "vocab_size": 262208,
@@ -363,7 +367,7 @@ NEOX_DROPOUTS = {"attention_dropout": 0.0, "classifier_dropout": 0.1, "hidden_dr
                 "eos_token_ids": (1, 106),
             },
         ),
-        (QWEN_2_5_0_5B, {"windows": (0,) * 24, "biases": ("q", "k", "v"), "qk_norm": False}),
+        (QWEN_2_5_0_5B, {"windows": (0,) * 24, "biases": ("q", "k", "v"), "bos_token_id": None}),
         (
             QWEN_2_5_0_5B | {"use_sliding_window": True, "max_window_layers": 20},
             {"windows": (0,) * 20 + (32768,) * 4},
@@ -461,6 +465,10 @@ def test_both_forms_of_llama_rope_agree():
         (GEMMA | {"quantization_config": {"bits": 4}}, "quantization_config"),
         (GEMMA | {"attention_bias": True}, "attention_bias = True"),
         (GEMMA2 | {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
+        (GEMMA2 | {"sliding_window": None}, "sliding_window = None"),
+        (GEMMA | {"sliding_window": None}, "sliding_window = None"),
+        (GEMMA | {"sliding_window": 0}, "sliding_window = 0"),
+        (MISTRAL_7B | {"sliding_window": -1}, "sliding_window = -1"),
         (QWEN2 | {"use_mrope": True}, "use_mrope = True"),
         (QWEN2 | {"layer_types": ["sliding_attention"] * 3}, "sliding_window = None"),
         (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),

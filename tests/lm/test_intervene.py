@@ -265,7 +265,8 @@ def test_what_changes_nothing_is_bit_identical(name, why):
 
 def test_what_changes_nothing_is_bit_identical_in_parts(monkeypatch):
     taps = [Tap(1), Tap(3, "final_norm")]
-    monkeypatch.setattr(capturing, "_rows_at_once", lambda batch, time: 1)
+    rows = [slice(i, i + 1) for i in range(BATCH)]
+    monkeypatch.setattr(capturing, "_parts", lambda batch, time: rows)
     capturing._capture.clear_cache()
     before = read((), taps)
     every = no_ops_of_sites("gemma3") | NO_OPS
@@ -273,6 +274,21 @@ def test_what_changes_nothing_is_bit_identical_in_parts(monkeypatch):
     capturing._capture.clear_cache()
     for tap in taps:
         np.testing.assert_array_equal(after[tap], before[tap])
+
+
+def test_what_changes_nothing_is_bit_identical_in_bfloat16():
+    config, params = tiny("gemma3")
+    params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    tokens, mask = ragged(config, BATCH, TIME, "right")
+    taps = [Tap(1), Tap(3, "final_norm")]
+    before = capture(config, params, tokens, mask, taps)
+    sites = no_ops_of_sites("gemma3")
+    some = [NO_OPS[why] for why in ("fraction 0", "clamp within bounds", "silent latents")]
+    for edits in (list(sites.values()), some):
+        after = capture(config, params, tokens, mask, taps, edits)
+        for tap in taps:
+            assert after[tap].dtype == jnp.bfloat16
+            np.testing.assert_array_equal(after[tap], before[tap])
 
 
 def test_nothing_before_the_site_changes_and_everything_after_does():

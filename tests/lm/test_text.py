@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 import tiny_gguf
+from tiny_models import CONFIGS
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from emojax.errors import UserError
 from emojax.lm import sources, text
+from emojax.lm.config import DecoderConfig
 from emojax.lm.model import LanguageModel
 
 
@@ -55,6 +57,12 @@ def test_a_tokenizer_without_bos(lm: LanguageModel):
     assert text.tokenize(lm, ["happy"], bos=False) == [[1]]
     with pytest.raises(UserError, match="no token for a text's beginning"):
         text.tokenize(lm, ["happy"])
+    # Qwen's configs name a token that its tokenizers do not have and its texts never began with.
+    attributes = CONFIGS["qwen2"]
+    assert attributes["bos_token_id"] is not None
+    qwen = dataclasses.replace(lm, config=DecoderConfig.from_hf(attributes))
+    assert text.tokenize(qwen, ["happy sad"]) == [[1, 2]]
+    assert text.word_rows(qwen, ["sad"], "happy {}") == [[1, 2]]
 
 
 def test_a_text_that_is_not_unicode(lm: LanguageModel):

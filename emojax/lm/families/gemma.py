@@ -14,7 +14,7 @@ _LOCAL, _WHOLE = "sliding_attention", "full_attention"
 def _gemma2(reader: Reader) -> DecoderConfig:
     """Gemma 2 (Gemma Team 2024, arXiv:2408.00118): soft-caps, a window in every other layer."""
     fields = _shared(reader, local=lambda i: i % 2 == 0)
-    window = fields["windows"][0]
+    window = max(fields["windows"])
     reader.expect("sliding_window_size", window)  # said twice in some checkpoints
     return DecoderConfig(
         **fields,
@@ -83,7 +83,7 @@ def _shared(reader: Reader, local: Any) -> dict[str, Any]:
         "d_ff": reader.number("intermediate_size"),
         "activation": reader.activation("hidden_activation", "gelu_pytorch_tanh"),
         "norm_eps": float(reader.take("rms_norm_eps", 1e-6)),
-        "windows": reader.windows(kinds, reader.number("sliding_window", 4096)),
+        "windows": reader.windows(kinds, reader.take_or_null("sliding_window", 4096)),
         "query_scale": reader.take("query_pre_attn_scalar", 256) ** -0.5,
         "embedding_scale": math.sqrt(sizes["d_model"]),
         "norm_plus_one": True,

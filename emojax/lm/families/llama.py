@@ -31,13 +31,14 @@ def _mistral(reader: Reader) -> DecoderConfig:
     """Mistral (Jiang et al. 2023, arXiv:2310.06825)."""
     sizes = reader.sizes()
     window = reader.take_or_null("sliding_window", 4096)
+    kind = "full_attention" if window is None else "sliding_attention"
     return DecoderConfig(
         **sizes,
         **reader.one_rope(sizes["n_layers"]),
         d_ff=reader.number("intermediate_size"),
         activation=reader.activation("hidden_act", "silu"),
         norm_eps=float(reader.take("rms_norm_eps", 1e-6)),
-        windows=(window or 0,) * sizes["n_layers"],
+        windows=reader.windows([kind] * sizes["n_layers"], window),
         query_scale=sizes["head_dim"] ** -0.5,
         tied=reader.take("tie_word_embeddings", False),
     )

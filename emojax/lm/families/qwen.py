@@ -18,6 +18,7 @@ def _qwen3(reader: Reader) -> DecoderConfig:
 
 def _qwen(reader: Reader, biases: tuple[str, ...], qk_norm: bool) -> DecoderConfig:
     sizes = reader.sizes()
+    sizes["bos_token_id"] = None  # the configs name one, but no text was trained with it
     reader.expect("use_mrope", False)
     # Layers from `max_window_layers` on have a window, if any has.
     window = reader.take_or_null("sliding_window", 4096)

@@ -205,6 +205,8 @@ class Reader:
 
     def windows(self, kinds: list[str], window: int | None) -> tuple[int, ...]:
         """Each layer's window, from `layer_types`."""
+        if window is not None and (type(window) is not int or window < 1):
+            raise self.refuse("sliding_window", f"= {window!r}")
         unknown = set(kinds) - {"sliding_attention", "full_attention"}
         if unknown:
             raise self.refuse("layer_types", f"= {sorted(unknown)}")

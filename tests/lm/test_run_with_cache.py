@@ -5,8 +5,8 @@ from tiny_models import tiny_lm
 
 from emojax.errors import UserError
 from emojax.lm import decoder, intervene
-from emojax.lm.cache import HOOK_NAMES, named, run_with_cache
 from emojax.lm.capture import Tap
+from emojax.lm.run_with_cache import HOOK_NAMES, named, run_with_cache
 
 pytestmark = pytest.mark.smoke
 
@@ -59,6 +59,15 @@ def test_chosen_taps_and_interventions(lm):
     for there in (Tap(1, "mlp_out"), (1, "mlp_out"), "blocks.1.hook_mlp_out"):
         assert there in cache
         assert cache.get(there) is cache[1, "mlp_out"]
+
+
+def test_a_patch_of_a_shorter_row_leaves_the_rest_alone(lm):
+    _, cache = run_with_cache(lm, ROWS, [(1, "resid_post")])
+    values = cache[1, "resid_post"]
+    swap = intervene.patch(values[1], layer=1, rows=[1, 0], positions=cache.mask[1])
+    _, patched = run_with_cache(lm, ROWS, [(1, "resid_post")], [swap])
+    np.testing.assert_array_equal(patched[1, "resid_post"][0, :3], values[1, :3])
+    np.testing.assert_array_equal(patched[1, "resid_post"][0, 3:], values[0, 3:])
 
 
 def test_what_cannot_be_read(lm):

@@ -102,7 +102,7 @@ def run_with_cache(
 
     Args:
       lm: the language model.
-      prompts: texts (BOS is put before them), or token ids as they are.
+      prompts: texts (which `text.tokenize` begins), or token ids as they are.
       taps: what to keep, as taps or TransformerLens names; None is every site of every layer.
       interventions: as `intervene.direction` and its neighbours make them.
 

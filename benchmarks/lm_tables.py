@@ -1,0 +1,77 @@
+"""Writes the language model's tables of the README from the JSON that its two benchmarks left.
+
+    python -m benchmarks.lm_tables
+
+What stands there between its two marks is never edited by hand.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tables
+from emojax import errors, files
+
+README = Path("README.md")
+BEGIN, END = "<!-- python -m benchmarks.lm_tables -->", "<!-- end of the tables -->"
+
+
+def figures(report: dict[str, Any]) -> Iterator[str]:
+    """A row for each contender of each model and load."""
+    yield "| | seconds | tokens/s | emojax is | compiling | peak memory |"
+    yield "|---|---|---|---|---|---|"
+    for title, result in report["results"].items():
+        for name, figure in result["figures"].items():
+            peak = f"{figure['peak_gib']:.2f} GiB" if "peak_gib" in figure else "–"
+            share = figure.get("share_of_matmul_rate")
+            of_rate = "" if share is None else f" ({share:.0%} of a large matmul's rate)"
+            yield (
+                f"| {title}: {name} | {figure['median_seconds']:.2f} | "
+                f"{figure['tokens_per_second']:,}{of_rate} | {figure['emojax_is']:.2f} x | "
+                f"{figure['compile_seconds']:.1f} s | {peak} |"
+            )
+
+
+def bars(report: dict[str, Any]) -> Iterator[str]:
+    """The bars, each with its verdict."""
+    for title, result in report["results"].items():
+        for bar in result["bars"]:
+            verdict = "met" if bar["met"] else "missed"
+            yield f"* {title}: {bar['asked']} x {bar['beside']}: **{bar['ratio']:.2f}, {verdict}**"
+
+
+def machine(report: dict[str, Any]) -> str:
+    """Where the figures come from."""
+    busy = report["load_average"] > report["cores"] + 1
+    note = " **The machine was busy with other work: provisional.**" if busy else ""
+    return (
+        f"{report['device']}, {report['machine']}, {report['cores']} cores, Python "
+        f"{report['python']}, jax {report['versions']['jax']}, torch {report['torch']}, "
+        f"transformers {report['transformers']}; {report['dtype']}, median of {report['turns']}; "
+        f"load average {report['load_average']:.1f}.{note}"
+    )
+
+
+def text() -> str:
+    """All that goes between the marks."""
+    lines: list[str] = []
+    for platform, title in {"cpu": "CPU", "gpu": "GPU"}.items():
+        for name in ("capture", "generate"):
+            report = tables.read(name, platform)
+            if report is None:
+                lines += ["", f"`python -m benchmarks.{name}` was **not run** on a {title}."]
+                continue
+            lines += ["", f"`python -m benchmarks.{name}`: {machine(report)}", ""]
+            lines += [*figures(report), "", *bars(report)]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Replaces what stands between the marks."""
+    del argv
+    files.replace_between(README, BEGIN, END, text())
+    print(f"written to {README}")
+
+
+if __name__ == "__main__":
+    errors.run(main)
