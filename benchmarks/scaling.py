@@ -134,7 +134,7 @@ def bar(axis: str, figures: dict[str, Any], what: str, of: str, to: str) -> dict
     ends = (next(iter(figures.values())), next(reversed(figures.values())))
     text = f"{axis}, {what}: the roofline's growth over the measured one is at least 1 / {FACTOR}"
     if not all(of in end for end in ends):
-        return timing.bar(text, None, 1 / FACTOR, here=False)
+        return timing.bar(text, "an end was not measured", 1 / FACTOR, here=True)
     first, last = ends
     return timing.bar(text, last[to] / first[to] / (last[of] / first[of]), 1 / FACTOR, here=True)
 

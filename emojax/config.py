@@ -1,6 +1,7 @@
 """A run's configuration: one Python file in `configs/`, and typed overrides on the command line."""
 
 import dataclasses
+import itertools
 import runpy
 import types
 import typing
@@ -58,6 +59,32 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
             f"The config {path} defines no CONFIG of type emojax.config.Config; add it."
         )
     return override(config, overrides)
+
+
+def sweep(config: Config, axes: Sequence[str]) -> dict[str, Config]:
+    """A config for every combination of values such as `sae.layer=6,9` and `train.seed=0,1`.
+
+    Returns:
+      By name, such as `sae.layer=6,train.seed=0`; without axes, the config itself by "".
+
+    Raises:
+      UserError: as `override`, or an axis is given twice or has no values.
+    """
+    values = []
+    for axis in axes:
+        key, _, listed = axis.partition("=")
+        parts = [part.strip() for part in listed.split(",") if part.strip()]
+        if not parts or len(set(parts)) < len(parts) or any(key == k for k, _ in values):
+            raise UserError(
+                f"The sweep {axis!r} lists no values, or something twice; write --sweep "
+                "sae.layer=6,9,12."
+            )
+        values.append((key.strip(), parts))
+    found = {}
+    for chosen in itertools.product(*(parts for _, parts in values)):
+        overrides = [f"{key}={value}" for (key, _), value in zip(values, chosen, strict=True)]
+        found[",".join(overrides)] = override(config, overrides)
+    return found
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:

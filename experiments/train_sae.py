@@ -2,6 +2,12 @@
 
 Each stage goes on from what an interrupted run of the same command left behind.
 
+Activations are stored first, and read for every pass; `--set activations.streamed=true` captures
+them while the dictionary is trained, and stores none of them. `--sweep sae.layer=6,9,12 --sweep
+train.seed=0,1` trains a dictionary for each of the six combinations, one after another, from one
+capture of all three layers; each gets a folder of its name in --out and --artefact, and one that is
+finished is not trained again. --store may be a `gs://` address.
+
 With `--distributed` every host runs the same command. On Cloud TPU, GKE and Slurm the hosts find
 each other; elsewhere `--coordinator`, `--processes` and `--process` say who is where.
 """
@@ -19,6 +25,7 @@ from emojax.sae import corpus, pipeline
 
 CONFIG = flags.DEFINE_string("config", None, "A file of configs/.", required=True)
 SET = flags.DEFINE_multi_string("set", [], "An override such as sae.k=32; may be repeated.")
+SWEEP = flags.DEFINE_multi_string("sweep", [], "Values such as sae.layer=6,9; may be repeated.")
 CORPUS = flags.DEFINE_string(
     "corpus",
     None,
@@ -39,17 +46,19 @@ def main(_):
     # The record names files, not where this machine keeps them.
     texts = ",".join(f"{language}={corpus.name(path)}" for language, path in corpora)
     words = ["python", "-m", "experiments.train_sae", "--config", CONFIG.value]
-    words += [word for text in SET.value for word in ("--set", text)] + ["--corpus", texts]
+    words += [word for text in SET.value for word in ("--set", text)]
+    words += [word for text in SWEEP.value for word in ("--sweep", text)] + ["--corpus", texts]
     out = Path(OUT.value or f"runs/train_sae/{Path(CONFIG.value).stem}")
-    evaluation = pipeline.run(
-        config,
+    store = STORE.value
+    evaluations = pipeline.run_all(
+        configs.sweep(config, SWEEP.value),
         corpora,
         out=out,
         artefact=Path(ARTEFACT.value) if ARTEFACT.value else out / "artefact",
-        store_dir=Path(STORE.value) if STORE.value else None,
+        store_dir=Path(store) if store and "://" not in store else store,
         command=shlex.join(words),
     )
-    print(json.dumps(evaluation, indent=2))
+    print(json.dumps(evaluations if SWEEP.value else evaluations[""], indent=2))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Rows wait until enough of about a length are there. All of it is a function of t
 its state is JSON, so that a run that goes on packs the same rows together.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -36,8 +37,10 @@ class TextStream(Protocol):
 class Cycle:
     """Rows in memory, over and over; the place is a number."""
 
-    def __init__(self, rows: Rows):
-        self._rows, self._next = rows, 0
+    def __init__(self, rows: Rows, host: int = 0, hosts: int = 1):
+        """Every `hosts`-th of the rows, from `host` on."""
+        tokens, languages = rows.tokens[host::hosts], rows.languages[host::hosts]
+        self._rows, self._next = dataclasses.replace(rows, tokens=tokens, languages=languages), 0
 
     def __next__(self) -> tuple[Sequence[int], int]:
         place = self._next % len(self._rows.tokens)

@@ -4,9 +4,10 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import logging
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,14 @@ from jax.experimental import multihost_utils
 
 from emojax import files
 from emojax.errors import UserError
-from emojax.lm import sources
+from emojax.lm import decoder, sources
 from emojax.lm.capture import Tap, check_taps
+from emojax.lm.model import LanguageModel
 from emojax.sae import artefact as artefacts
 from emojax.sae import corpus, metrics, state, store, trainer
+from emojax.sae.coder import SaeConfig, SparseAutoencoder
+from emojax.sae.packing import Cycle
+from emojax.sae.stream import Stream
 
 if TYPE_CHECKING:
     from emojax.config import Config
@@ -32,87 +37,201 @@ def run(
     *,
     out: Path,
     artefact: Path,
-    store_dir: Path | None,
+    store_dir: Path | str | None,
     command: str,
 ) -> dict[str, Any]:
-    """Trains and measures a dictionary, and writes it as an artefact.
+    """`run_all` for one dictionary, in these folders themselves."""
+    evaluations = run_all(
+        {"": config}, corpora, out=out, artefact=artefact, store_dir=store_dir, command=command
+    )
+    return evaluations[""]
+
+
+def run_all(
+    configs: Mapping[str, "Config"],
+    corpora: Sequence[tuple[str, Path]],
+    *,
+    out: Path,
+    artefact: Path,
+    store_dir: Path | str | None,
+    command: str,
+) -> dict[str, dict[str, Any]]:
+    """Trains and measures dictionaries on the same text, and writes each as an artefact.
 
     What can be wrong is checked before anything long begins; each stage goes on from what an
-    interrupted run left.
+    interrupted run left, and a dictionary that is finished is not trained again. Several share one
+    pass of the language model: layers, sites, widths, architectures and seeds may differ.
 
     Args:
-      config: model, dictionary, data, training.
+      configs: by name, which is also its folder: model, dictionary, data, training.
       corpora: language and place of each corpus (`emojax.sae.documents`, `emojax.sae.hub`).
-      out: the run's folder: the resolved config, log and checkpoints.
-      artefact: the result's folder.
-      store_dir: where activations are kept (None: in the cache, under the text's digest).
+      out: the runs' folders: the resolved config, log and checkpoints.
+      artefact: the results' folders.
+      store_dir: where activations are kept, a folder or a `gs://` address (None: in the cache,
+        under the text's digest).
       command: how the run was started, for the record.
 
     Returns:
-      What `evaluation.json` holds.
+      By name, what `evaluation.json` holds.
 
     Raises:
       UserError: something in the input is bad.
       KeyboardInterrupt: a signal came; the same call goes on.
     """
-    sae, data, train = config.sae, config.data, config.train
-    state.make_mesh(train, sae.n_latents)
-    files.writable_dir(out)
-    files.writable_dir(artefact)
-    if jax.process_index() == 0:
-        with files.atomic(out / "config.json") as partial:
-            partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    first = next(iter(configs.values()))
+    data, streamed = first.data, first.activations.streamed
+    _check_together(configs)
+    for name, config in configs.items():
+        state.make_mesh(config.train, config.sae.n_latents)
+        for folder in (out / name, artefact / name):
+            files.writable_dir(folder)
+        if jax.process_index() == 0:
+            with files.atomic(out / name / "config.json") as partial:
+                partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     texts = [corpus.read(language, path) for language, path in corpora]
-    lm = sources.load(sae.model)
-    tap = Tap(sae.layer, sae.site)
-    target = None if sae.target_site is None else Tap(sae.layer, sae.target_site)
-    check_taps(lm.config, [tap] if target is None else [tap, target])
-    if sae.d_model != lm.config.d_model:
-        raise UserError(
-            f"The SAE's d_model is {sae.d_model} but {lm.name} is {lm.config.d_model} wide; set "
-            f"sae.d_model={lm.config.d_model}."
-        )
+    lm = sources.load(first.sae.model)
+    for config in configs.values():
+        _check_fits(config.sae, lm)
     rows = corpus.draw(lm, texts, data)
-    if store_dir is None:
-        sites = sae.site if target is None else f"{sae.site}-{target.site}"
-        name = f"{lm.name}-{sae.layer}-{sites}-{rows['train'].digest[:12]}"
-        store_dir = files.cache_dir() / "activations" / name
-    capture = functools.partial(
-        store.capture, lm, tap, rows, store_dir, limit_gib=data.store_gib, target=target
-    )
-    splits = _first_process_first(capture)
-
-    origin = {
+    origin: dict[str, Any] = {
         "model": {"name": lm.name, "fingerprint": lm.fingerprint},
         "data": dataclasses.asdict(data),
         "corpora": corpus.record(texts),
         "text": {split: part.digest for split, part in rows.items()},
     }
-    trained = trainer.train(sae, train, splits["train"], out, provenance=origin)
-    trained = artefacts.rounded(trained)
-    untrained = state.untrained(sae, state.sample(splits["train"]))
+    if streamed:
+        origin["activations"] = dataclasses.asdict(first.activations)
+    found = {name: _finished(artefact / name, configs[name], origin) for name in configs}
+    todo = {name: configs[name] for name, evaluation in found.items() if evaluation is None}
+    if jax.process_count() > 1:  # Nobody writes before all have looked.
+        multihost_utils.sync_global_devices("what is finished")
+    if not todo:
+        return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
 
-    both = {"trained": trained, "untrained": untrained}
-    evaluation: dict[str, Any] = {
-        name: metrics.reconstruction(dictionary, splits["heldout"])
-        for name, dictionary in both.items()
+    kept = {name: part for name, part in rows.items() if name == "heldout" or not streamed}
+    taps = sorted({tap for config in configs.values() for tap in _taps(config.sae)})
+    if store_dir is None:
+        sites = "-".join(f"{tap.layer}-{tap.site}" for tap in taps)
+        digest = next(iter(kept.values())).digest[:12]
+        store_dir = files.cache_dir() / "activations" / f"{lm.name}-{sites}-{digest}"
+    held = _first_process_first(
+        functools.partial(store.capture_taps, lm, taps, kept, store_dir, limit_gib=data.store_gib)
+    )
+    for name, config in todo.items():
+        if len(configs) > 1 and jax.process_index() == 0:
+            logging.info("Training %s, one of %d dictionaries.", name, len(configs))
+        splits = held.splits(*_taps(config.sae))
+        source = _streamed(config, lm, rows["train"]) if streamed else splits["train"]
+        trained = trainer.train(config.sae, config.train, source, out / name, provenance=origin)
+        trained = artefacts.rounded(trained)
+        untrained = state.untrained(config.sae, state.sample(source))
+        both = {"trained": trained, "untrained": untrained}
+        evaluation = found[name] = _measured(lm, config.sae, both, splits["heldout"], rows)
+        tokens = {split: held.tokens[split] for split in kept}
+        provenance = origin | {
+            "train": dataclasses.asdict(config.train),
+            "tokens": ({"train": data.tokens} if streamed else {}) | tokens,
+            "versions": {"python": platform.python_version()}
+            | {package: importlib.metadata.version(package) for package in PACKAGES},
+            "command": command,
+            "made": time.strftime("%Y-%m-%d", time.gmtime()),
+        }
+        if jax.process_index() == 0:
+            log = out / name / "training_log.jsonl"
+            artefacts.save(artefact / name, trained, untrained, provenance, evaluation, log)
+    return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
+
+
+def _check_together(configs: Mapping[str, "Config"]) -> None:
+    """Refuses dictionaries that cannot share one capture."""
+    first = next(iter(configs.values()))
+    for config in configs.values():
+        for name, own, other in (
+            ("sae.model", config.sae.model, first.sae.model),
+            ("data", config.data, first.data),
+            ("activations", config.activations, first.activations),
+        ):
+            if own != other:
+                raise UserError(
+                    f"Dictionaries that are trained together have one {name}, and these have "
+                    "several; train them in runs of their own."
+                )
+    if first.activations.streamed and len(configs) > 1:
+        raise UserError(
+            "Streamed activations serve one dictionary; set activations.streamed=false, so that "
+            "all of them are trained on stored ones."
+        )
+
+
+def _taps(sae: SaeConfig) -> list[Tap]:
+    """What a dictionary reads, and what it is to make of it if it is a transcoder."""
+    return [Tap(sae.layer, site) for site in (sae.site, sae.target_site) if site is not None]
+
+
+def _check_fits(sae: SaeConfig, lm: LanguageModel) -> None:
+    check_taps(lm.config, _taps(sae))
+    for tap in _taps(sae):
+        width = decoder.site_width(lm.config, tap.site)
+        if width != lm.config.d_model:
+            raise UserError(
+                f"The site {tap.site} of {lm.name} is {width} wide and its residual stream "
+                f"{lm.config.d_model}; set sae.site to one that is as wide."
+            )
+    if sae.d_model != lm.config.d_model:
+        raise UserError(
+            f"The SAE's d_model is {sae.d_model} but {lm.name} is {lm.config.d_model} wide; set "
+            f"sae.d_model={lm.config.d_model}."
+        )
+
+
+def _finished(folder: Path, config: "Config", origin: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was measured of the dictionary if it is there, made as it would be now."""
+    if not (folder / "config.json").exists():
+        return None
+    try:
+        record = artefacts.load(folder)
+    except UserError:  # It was being written when the run ended.
+        return None
+    wanted = dict(origin) | {
+        "sae": dataclasses.asdict(config.sae),
+        "train": dataclasses.asdict(config.train),
     }
-    mean = metrics.mean_activation(splits["heldout"])
+    wanted = json.loads(json.dumps(wanted))
+    same = all(record.record.get(name) == value for name, value in wanted.items())
+    return dict(record.evaluation) if same else None
+
+
+def _streamed(config: "Config", lm: LanguageModel, rows: corpus.Rows) -> Stream:
+    """The activations of this process' part of the rows."""
+    mesh = state.make_mesh(config.train, config.sae.n_latents)
+    text = Cycle(rows, jax.process_index(), jax.process_count())
+    return Stream(
+        lm,
+        _taps(config.sae),
+        text,
+        config.activations,
+        tokens=config.data.tokens,
+        batch_tokens=config.train.batch_tokens,
+        mesh=mesh,
+    )
+
+
+def _measured(
+    lm: LanguageModel,
+    sae: SaeConfig,
+    both: Mapping[str, SparseAutoencoder],
+    heldout: store.Split,
+    rows: Mapping[str, corpus.Rows],
+) -> dict[str, Any]:
+    evaluation: dict[str, Any] = {
+        name: metrics.reconstruction(dictionary, heldout) for name, dictionary in both.items()
+    }
+    tap, *target = _taps(sae)
+    mean = metrics.mean_activation(heldout)
     # A transcoder reads one site and writes another, which a splice at one site cannot do.
     evaluation["loss"] = (
-        metrics.loss_recovered(lm, tap, both, rows["heldout"], mean) if target is None else {}
+        {} if target else metrics.loss_recovered(lm, tap, both, rows["heldout"], mean)
     )
-    provenance = origin | {
-        "train": dataclasses.asdict(train),
-        "tokens": {name: split.tokens for name, split in splits.items()},
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-        "command": command,
-        "made": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-    if jax.process_index() == 0:
-        log = out / "training_log.jsonl"
-        artefacts.save(artefact, trained, untrained, provenance, evaluation, log)
     return evaluation
 
 

@@ -13,7 +13,7 @@ class TrainConfig:
     """How a dictionary is trained.
 
     Attributes:
-      epochs: passes over the stored activations.
+      epochs: passes over the activations; streamed ones are captured anew for each.
       batch_tokens: tokens per step.
       learning_rate: Adam's peak rate; None: 2e-4 / √(n_latents / 2¹⁴) (Gao et al. 2024, §A.3).
       warmup_share: share of the steps over which the rate, and the penalty of what is active, rise
@@ -27,7 +27,7 @@ class TrainConfig:
       ema_decay: the result is a running mean of the weights with this decay; 0: the last weights.
       update: "fused" (`emojax_kernels.fused_row_update`, where codes are sparse), "optax" (the
         plain reference) or "auto": whichever `benchmarks.sae_update` found faster.
-      seed: of the order of the activations.
+      seed: of the order of the activations, stored or drawn from a stream's buffer.
       log_every: steps between two lines of the log.
       checkpoint_every: steps between two checkpoints.
       keep: latest checkpoints kept; the one with the best reconstruction is kept besides.

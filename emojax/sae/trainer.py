@@ -5,11 +5,12 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
@@ -27,6 +28,8 @@ from emojax.sae.state import TrainState
 from emojax.sae.step import is_fused, train_step
 from emojax.sae.store import Batch
 from emojax.sae.train_config import TrainConfig
+
+AGREE_EVERY = 8
 
 
 def train(
@@ -79,7 +82,7 @@ def train(
         upcoming: Batch | None = None
         with (
             contextlib.closing(batches),
-            interrupt.requested() as stop,
+            interrupt.requested() as asked,
             tqdm(
                 total=steps * settings.batch_tokens,
                 initial=first * settings.batch_tokens,
@@ -89,12 +92,13 @@ def train(
                 disable=None if first_process else True,
             ) as bar,
         ):
+            stop = _Stop(asked, mesh)
             for number in range(first, steps):
                 batch = next(batches) if upcoming is None else upcoming
                 state = train_step(config, settings, steps, mesh, state, placed(batch, mesh))
                 now, last = number + 1, number + 1 == steps
                 new_line = now % settings.log_every == 0 or last
-                stopping = _agreed(stop(), new_line)
+                stopping = stop(now)
                 save = now % settings.checkpoint_every == 0 or stopping or last
                 # Asked for before this step's numbers are waited for; what is saved is the source
                 # as this step left it.
@@ -215,11 +219,29 @@ def _check_fits(config: SaeConfig, source: Source) -> None:
         )
 
 
-def _agreed(stop: bool, new_line: bool) -> bool:
-    """Whether to stop: as soon as asked; several processes agree on it at each line of the log."""
-    if jax.process_count() == 1:
-        return stop
-    return new_line and bool(np.any(multihost_utils.process_allgather(np.array(stop))))
+class _Stop:
+    """Whether to stop: as soon as asked, or, where several processes must agree, soon after.
+
+    Every few steps each says whether it was asked, and all read what was said the time before, so
+    that nobody waits for the device: a signal to any of them counts within twice as many steps.
+    """
+
+    def __init__(self, asked: Callable[[], bool], mesh: Mesh):
+        self._asked, self._place = asked, NamedSharding(mesh, P(mesh.axis_names))
+        self._said: jax.Array | None = None
+
+    def __call__(self, now: int) -> bool:
+        if jax.process_count() == 1:
+            return self._asked()
+        if now % AGREE_EVERY:
+            return False
+        before, own = self._said, np.array([self._asked()])
+        size = self._place.mesh.size
+        self._said = _any(jax.make_array_from_callback((size,), self._place, lambda _: own))
+        return before is not None and bool(before)
+
+
+_any = jax.jit(jnp.any)
 
 
 def _means(state: TrainState, settings: TrainConfig) -> dict[str, float]:

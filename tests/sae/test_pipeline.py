@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from sae_toys import SAE, TRAIN, corpora, language_model
 
-from emojax.config import Config, override
+from emojax.config import Config, override, sweep
 from emojax.errors import UserError
 from emojax.lm import sources
-from emojax.sae import artefact, pipeline
+from emojax.lm.capture import Tap
+from emojax.sae import artefact, pipeline, store, trainer
 from emojax.sae.corpus import DataConfig
 from emojax.study.settings import Study
 
@@ -53,6 +54,79 @@ def test_from_text_to_an_artefact_twice_the_same(tmp_path):
     assert again == evaluation
     other = artefact.load(tmp_path / "again")
     np.testing.assert_array_equal(other.sae.w_enc, loaded.sae.w_enc)
+
+
+def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
+    texts = corpora(tmp_path)
+    changes = ["activations.streamed=true", "activations.buffer_tokens=1024", "train.epochs=1"]
+    config = override(CONFIG, [*changes, "activations.capture_tokens=512"])
+    evaluation = start(tmp_path, texts, config=config)
+    unit = [evaluation[name]["fvu"]["unit_norm"]["all"] for name in ("trained", "untrained")]
+    assert unit[0] < unit[1]
+    assert {path.name for path in (tmp_path / "store").iterdir()} == {"store.json", "heldout"}
+    record = artefact.load(tmp_path / "artefact", language_model()).record
+    assert record["activations"]["buffer_tokens"] == 1024
+    lines = (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()
+    assert len(lines) == CONFIG.data.tokens // TRAIN.batch_tokens
+    assert all(0 <= json.loads(line)["input_wait"] <= 1 for line in lines)
+
+
+def test_several_dictionaries_are_trained_from_one_capture_and_finished_ones_kept(
+    tmp_path, monkeypatch
+):
+    texts = corpora(tmp_path)
+    short = override(CONFIG, ["train.epochs=1", "data.tokens=3000"])
+    configs = sweep(short, ["sae.layer=0,1", "sae.n_latents=32,48"])
+    captures = []
+    read = store.capture_taps
+    monkeypatch.setattr(
+        store, "capture_taps", lambda *a, **k: captures.append(a[1]) or read(*a, **k)
+    )
+
+    def start_all(wanted):
+        folders = {"out": tmp_path / "out", "artefact": tmp_path / "artefact"}
+        return pipeline.run_all(wanted, texts, **folders, store_dir=tmp_path / "store", command="…")
+
+    train = trainer.train
+
+    def dying(sae, *given, **more):
+        if (sae.layer, sae.n_latents) == (1, 32):
+            raise RuntimeError("power cut")
+        return train(sae, *given, **more)
+
+    monkeypatch.setattr(trainer, "train", dying)
+    with pytest.raises(RuntimeError):
+        start_all(configs)
+    trained = []
+    monkeypatch.setattr(
+        trainer, "train", lambda sae, *a, **k: trained.append(sae) or train(sae, *a, **k)
+    )
+    found = start_all(configs)
+    assert [(sae.layer, sae.n_latents) for sae in trained] == [(1, 32), (1, 48)]
+    assert list(found) == list(configs)
+    assert captures == [[Tap(0), Tap(1)]] * 2
+    assert start_all(configs) == json.loads(json.dumps(found))
+    assert (len(trained), len(captures)) == (2, 2)
+    for name, config in configs.items():
+        loaded = artefact.load(tmp_path / "artefact" / name)
+        assert loaded.sae.config == config.sae
+        assert loaded.evaluation == json.loads(json.dumps(found[name]))
+
+
+def test_dictionaries_that_cannot_share_a_capture_are_refused(tmp_path):
+    def start_all(configs):
+        return pipeline.run_all(
+            configs, (), out=tmp_path, artefact=tmp_path, store_dir=None, command="…"
+        )
+
+    with pytest.raises(UserError, match="have one data"):
+        start_all(sweep(CONFIG, ["data.seed=0,1"]))
+    streamed = override(CONFIG, ["activations.streamed=true"])
+    with pytest.raises(UserError, match="serve one dictionary"):
+        start_all(sweep(streamed, ["train.seed=0,1"]))
+    for axes in (["train.seed=0,0"], ["train.seed="], ["train.seed=0", "train.seed=1"]):
+        with pytest.raises(UserError, match="The sweep"):
+            sweep(CONFIG, axes)
 
 
 def test_a_width_that_is_not_the_models_is_refused_before_capture(tmp_path):
