@@ -127,6 +127,13 @@ class Rows:
     names: tuple[str, ...]
     digest: str
 
+    @staticmethod
+    def of(drawn: Sequence[tuple[tuple[int, ...], int]], names: tuple[str, ...]) -> "Rows":
+        """Rows, each with its language's place in `names`."""
+        rows, languages = (tuple(part) for part in zip(*drawn, strict=True))
+        digest = hashlib.sha256(repr((rows, languages, names)).encode()).hexdigest()
+        return Rows(rows, languages, names, digest)
+
 
 def parse_corpora(flag: str) -> tuple[tuple[str, Path], ...]:
     """`en=novels.txt.gz,en=posts.jsonl:body,zh=hf:owner/name` → language and place of each corpus.
@@ -260,10 +267,7 @@ def draw(lm: LanguageModel, corpora: Sequence[Corpus], config: DataConfig) -> Ma
                 for row in _corpus_rows(lm, corpus, pieces, tokens, share, config, rng):
                     drawn.append((row, place))
         order = np.random.default_rng([config.seed, len(split)]).permutation(len(drawn))
-        rows = tuple(drawn[i][0] for i in order)
-        languages = tuple(drawn[i][1] for i in order)
-        digest = hashlib.sha256(repr((rows, languages, config.languages)).encode()).hexdigest()
-        result[split] = Rows(rows, languages, config.languages, digest)
+        result[split] = Rows.of([drawn[i] for i in order], config.languages)
     return result
 
 

@@ -4,7 +4,6 @@ Rows wait until enough of about a length are there. All of it is a function of t
 its state is JSON, so that a run that goes on packs the same rows together.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,7 +13,6 @@ from jaxtyping import Bool, Int
 from emojax.errors import UserError
 from emojax.lm.batching import check_rows, pad
 from emojax.lm.model import LanguageModel
-from emojax.sae.corpus import Rows
 
 SHORTEST = 16
 
@@ -32,28 +30,6 @@ class TextStream(Protocol):
     def set_state(self, state: Any) -> None:
         """Goes on from a place."""
         ...
-
-
-class Cycle:
-    """Rows in memory, over and over; the place is a number."""
-
-    def __init__(self, rows: Rows, host: int = 0, hosts: int = 1):
-        """Every `hosts`-th of the rows, from `host` on."""
-        tokens, languages = rows.tokens[host::hosts], rows.languages[host::hosts]
-        self._rows, self._next = dataclasses.replace(rows, tokens=tokens, languages=languages), 0
-
-    def __next__(self) -> tuple[Sequence[int], int]:
-        place = self._next % len(self._rows.tokens)
-        self._next += 1
-        return self._rows.tokens[place], self._rows.languages[place]
-
-    def get_state(self) -> int:
-        """How many rows were read."""
-        return self._next
-
-    def set_state(self, state: int) -> None:
-        """Goes on after that many."""
-        self._next = state
 
 
 class Pack(NamedTuple):

@@ -20,9 +20,8 @@ from emojax.lm import decoder, sources
 from emojax.lm.capture import Tap, check_taps
 from emojax.lm.model import LanguageModel
 from emojax.sae import artefact as artefacts
-from emojax.sae import corpus, metrics, state, store, trainer
+from emojax.sae import corpus, metrics, state, store, text_stream, trainer
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
-from emojax.sae.packing import Cycle
 from emojax.sae.stream import Stream
 
 if TYPE_CHECKING:
@@ -92,7 +91,10 @@ def run_all(
     lm = sources.load(first.sae.model)
     for config in configs.values():
         _check_fits(config.sae, lm)
-    rows = corpus.draw(lm, texts, data)
+    if streamed:
+        rows = {"heldout": text_stream.heldout(lm, data, corpora)}
+    else:
+        rows = corpus.draw(lm, texts, data)
     origin: dict[str, Any] = {
         "model": {"name": lm.name, "fingerprint": lm.fingerprint},
         "data": dataclasses.asdict(data),
@@ -108,26 +110,25 @@ def run_all(
     if not todo:
         return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
 
-    kept = {name: part for name, part in rows.items() if name == "heldout" or not streamed}
     taps = sorted({tap for config in configs.values() for tap in _taps(config.sae)})
     if store_dir is None:
         sites = "-".join(f"{tap.layer}-{tap.site}" for tap in taps)
-        digest = next(iter(kept.values())).digest[:12]
+        digest = next(iter(rows.values())).digest[:12]
         store_dir = files.cache_dir() / "activations" / f"{lm.name}-{sites}-{digest}"
     held = _first_process_first(
-        functools.partial(store.capture_taps, lm, taps, kept, store_dir, limit_gib=data.store_gib)
+        functools.partial(store.capture_taps, lm, taps, rows, store_dir, limit_gib=data.store_gib)
     )
     for name, config in todo.items():
         if len(configs) > 1 and jax.process_index() == 0:
             logging.info("Training %s, one of %d dictionaries.", name, len(configs))
         splits = held.splits(*_taps(config.sae))
-        source = _streamed(config, lm, rows["train"]) if streamed else splits["train"]
+        source = _streamed(config, lm, corpora) if streamed else splits["train"]
         trained = trainer.train(config.sae, config.train, source, out / name, provenance=origin)
         trained = artefacts.rounded(trained)
         untrained = state.untrained(config.sae, state.sample(source))
         both = {"trained": trained, "untrained": untrained}
         evaluation = found[name] = _measured(lm, config.sae, both, splits["heldout"], rows)
-        tokens = {split: held.tokens[split] for split in kept}
+        tokens = {split: held.tokens[split] for split in rows}
         provenance = origin | {
             "train": dataclasses.asdict(config.train),
             "tokens": ({"train": data.tokens} if streamed else {}) | tokens,
@@ -201,10 +202,11 @@ def _finished(folder: Path, config: "Config", origin: Mapping[str, Any]) -> dict
     return dict(record.evaluation) if same else None
 
 
-def _streamed(config: "Config", lm: LanguageModel, rows: corpus.Rows) -> Stream:
-    """The activations of this process' part of the rows."""
+def _streamed(config: "Config", lm: LanguageModel, corpora: Sequence[tuple[str, Path]]) -> Stream:
+    """The activations of this process' part of the text."""
     mesh = state.make_mesh(config.train, config.sae.n_latents)
-    text = Cycle(rows, jax.process_index(), jax.process_count())
+    hosts = jax.process_index(), jax.process_count()
+    text = text_stream.rows(lm, config.data, corpora, "train", *hosts)
     return Stream(
         lm,
         _taps(config.sae),

@@ -32,7 +32,7 @@ from grain import experimental
 from emojax.errors import UserError
 from emojax.lm.model import LanguageModel
 from emojax.lm.text import bos_token, tokenize
-from emojax.sae import documents, hub
+from emojax.sae import corpus, documents, hub
 from emojax.sae.corpus import DataConfig, check_languages, cut, find, sentences, shares
 from emojax.sae.documents import Document, Source
 
@@ -174,6 +174,24 @@ def rows(
     sources = [find(language, path) for language, path in corpora]
     grain.sharding.ShardOptions(host, hosts)  # refuses a host that is none of them
     return Rows(lm, config, parts(sources, config), split, host, hosts)
+
+
+def heldout(
+    lm: LanguageModel, config: DataConfig, corpora: Sequence[tuple[str, Path]]
+) -> corpus.Rows:
+    """The first `config.heldout_tokens` of the held-out rows, on every host the same ones.
+
+    Raises:
+      UserError: as `rows`, or there is too little text.
+    """
+    special = frozenset(lm.tokenizer.all_special_ids)
+    left, drawn = config.heldout_tokens, []
+    for row, language in rows(lm, config, corpora, "heldout"):
+        drawn.append((row, language))
+        left -= sum(token not in special for token in row)
+        if left <= 0:
+            break
+    return corpus.Rows.of(drawn, config.languages)
 
 
 class Rows:

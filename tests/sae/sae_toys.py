@@ -1,7 +1,9 @@
 """Toy activations, a toy language model with a real tokenizer, toy corpora."""
 
+import dataclasses
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,7 +19,7 @@ from emojax.sae import state as states
 from emojax.sae import store
 from emojax.sae.coder import SaeConfig
 from emojax.sae.corpus import Rows
-from emojax.sae.packing import Cycle, TextStream
+from emojax.sae.packing import TextStream
 from emojax.sae.store import Split, Store
 from emojax.sae.stream import ActivationsConfig, Stream
 from emojax.sae.train_config import TrainConfig
@@ -148,6 +150,26 @@ def streamed(
     text = Cycle(rows) if text is None else text
     batch = settings.batch_tokens
     return Stream(lm, taps, text, config, tokens=tokens, batch_tokens=batch, mesh=mesh)
+
+
+class Cycle:
+    """Rows in memory, over and over; the place is a number."""
+
+    def __init__(self, rows: Rows, host: int = 0, hosts: int = 1):
+        """Every `hosts`-th of the rows, from `host` on."""
+        tokens, languages = rows.tokens[host::hosts], rows.languages[host::hosts]
+        self._rows, self._next = dataclasses.replace(rows, tokens=tokens, languages=languages), 0
+
+    def __next__(self) -> tuple[Sequence[int], int]:
+        place = self._next % len(self._rows.tokens)
+        self._next += 1
+        return self._rows.tokens[place], self._rows.languages[place]
+
+    def get_state(self) -> int:
+        return self._next
+
+    def set_state(self, state: int) -> None:
+        self._next = state
 
 
 def corpora(directory: Path) -> tuple[tuple[str, Path], ...]:

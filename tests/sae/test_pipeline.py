@@ -59,6 +59,7 @@ def test_from_text_to_an_artefact_twice_the_same(tmp_path):
 def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
     texts = corpora(tmp_path)
     changes = ["activations.streamed=true", "activations.buffer_tokens=1024", "train.epochs=1"]
+    changes += ["data.heldout_share=0.5"]  # of few documents, by their hash
     config = override(CONFIG, [*changes, "activations.capture_tokens=512"])
     evaluation = start(tmp_path, texts, config=config)
     unit = [evaluation[name]["fvu"]["unit_norm"]["all"] for name in ("trained", "untrained")]

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sae_toys import SAE, STREAM, TRAIN, D, language_model, read_log, streamed, text_rows
+from sae_toys import SAE, STREAM, TRAIN, Cycle, D, language_model, read_log, streamed, text_rows
 
 from emojax.errors import UserError
 from emojax.lm.capture import Tap, capture
 from emojax.sae import ahead, mixing, trainer
 from emojax.sae import state as states
 from emojax.sae.mixing import Fresh
-from emojax.sae.packing import Cycle, Packer
+from emojax.sae.packing import Packer
 from emojax.sae.stream import ActivationsConfig
 
 TAP = Tap(1)
