@@ -231,6 +231,13 @@ def _field(path: Path, number: int, raw: bytes, field: str) -> str:
             f"Line {number} of the corpus {path} has no text in a field {field!r} (it has "
             f"{there}); name the field as in {path.name}:FIELD."
         )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell out half of a character
+        raise UserError(
+            f"Line {number} of the corpus {path} holds half a character ({error.reason}); mend or "
+            "remove it."
+        ) from None
     return value
 
 

@@ -122,6 +122,7 @@ def test_the_identity_follows_names_and_sizes(tmp_path):
         ("a.jsonl", jsonl(field="body"), r"\(it has id, body\); name .* as in a\.jsonl:FIELD"),
         ("a.jsonl:id", jsonl(), "no text in a field 'id'"),
         ("a.jsonl", b"\n{'text': 1}\n", r"Line 2 of the corpus .*a\.jsonl is no JSON"),
+        ("a.jsonl", b'{"text": "\\ud83d"}', "Line 1 of .* holds half a character"),
         ("a.jsonl", b"[1]\n", r"\(it has no fields\)"),
         ("a.jsonl", b'{"text": "caf\xe9"}', r"a\.jsonl is not UTF-8 \(line 1, byte 13\)"),
         ("a.jsonl.gz", gzip.compress(jsonl())[:40], "cannot be read"),
