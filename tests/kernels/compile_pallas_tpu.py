@@ -202,8 +202,11 @@ def main() -> None:
         sharded_step(topology, devices, Shape(64, 256, 1024, 8), "bfloat16")
         if topology == WIDE:
             for name in ("S", "L", "G"):
-                names = ("topk_encode", "autoencoder_gradients")
-                operations(topology, devices[0], SPEED[name], "bfloat16", names)
+                operations(topology, devices[0], SPEED[name], "bfloat16", ("topk_encode",))
+            for name in ("S", "L"):
+                operations(
+                    topology, devices[0], SPEED[name], "bfloat16", ("autoencoder_gradients",)
+                )
             row_update(topology, devices[0], SPEED["L"], "bfloat16", RowAdam(shadow="bfloat16"))
 
 
