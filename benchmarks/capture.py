@@ -1,65 +1,84 @@
 """How long reading a middle layer's residual stream takes, beside PyTorch with a forward hook.
 
-    python -m benchmarks.capture [--models gemma-3-270m,smollm2-135m-instruct] [--turns 7]
+    python -m benchmarks.capture
+    python -m benchmarks.capture --models DIRECTORY --dtype bfloat16 --rows 32 --tokens 512
 
-Prints a table and writes `benchmarks/results/capture-<platform>.json`. Same weights, tokens and
-precision, in turns. The hook of most programs lets every layer run ("usual hook", without the
-unembedding); one that raises stops after its layer ("stopping hook"). Two loads: "full", 16 rows of
-128 tokens, where nobody pads, and "ragged", 64 rows of 8 to 256 tokens, which the hooks read 16 at
-a time, padded to the longest, and we as `capture.stream` does. All three hand over the real tokens'
-activations as one numpy array. The bars were set before the measurement.
+The second is what the bars for a GPU are about. Prints a table and writes
+`benchmarks/results/capture-<platform>.json`, which `python -m benchmarks.lm_tables` puts in the
+README. Same weights, tokens and precision, in turns. The hook of most programs lets every layer run
+("usual hook", without the unembedding); one that raises stops after its layer ("stopping hook").
+Two loads: "full", where no row is padded, and "ragged", twice as many rows of up to twice as many
+tokens, which the hooks read in two batches, padded to the longest, and we as `capture.stream` does.
+All three hand over the real tokens' activations as one numpy array. The bars were set before the
+measurement.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+from absl import flags
 
 from benchmarks import beside_torch
-from benchmarks.beside_torch import Bar
+from benchmarks.beside_torch import Bar, Subject
 from emojax import errors
 from emojax.errors import UserError
+from emojax.lm import decoder
 from emojax.lm.batching import pad
 from emojax.lm.capture import Tap, stream
+from emojax.lm.config import DecoderConfig
+
+ROWS = flags.DEFINE_integer("rows", 16, "Rows of the full load.", lower_bound=1)
+TOKENS = flags.DEFINE_integer("tokens", 128, "Tokens of each of them.", lower_bound=8)
 
 OURS, USUAL, STOPPING = "emojax", "PyTorch, usual hook", "PyTorch, stopping hook"
 BARS = (Bar(USUAL, cpu=1.7, gpu=2.2), Bar(STOPPING, cpu=1.0, gpu=1.2))
-BATCH = 16
+# The largest relative difference of a token's activation between two sides that are both right: a
+# few of bfloat16's steps of 2**-8 add up over the layers.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
+
+Read = Callable[[], np.ndarray]
 
 
 class Stop(Exception):
     """What the stopping hook raises."""
 
 
-def rows_of(load: str, vocab_size: int) -> list[list[int]]:
-    """Random token ids of one load."""
+def loads(vocab_size: int) -> dict[str, list[list[int]]]:
+    """Rows of random token ids."""
     rng = np.random.default_rng(0)
-    lengths = np.full(BATCH, 128) if load == "full" else rng.integers(8, 257, 4 * BATCH)
-    return [rng.integers(3, vocab_size, n).tolist() for n in lengths]
+    lengths = {
+        "full": np.full(ROWS.value, TOKENS.value),
+        "ragged": rng.integers(8, 2 * TOKENS.value + 1, 2 * ROWS.value),
+    }
+    return {
+        load: [rng.integers(3, vocab_size, n).tolist() for n in some]
+        for load, some in lengths.items()
+    }
 
 
-def ours(model: str, load: str) -> Callable[[], np.ndarray]:
-    """Reads all rows as `capture.stream` batches them."""
-    lm = beside_torch.load(model)
-    rows = rows_of(load, lm.config.vocab_size)
+def ours(subject: Subject, rows: list[list[int]], batch: int) -> Read:
+    """Reads all rows as `capture.stream` batches them, as many tokens at a time as the hooks."""
+    lm = subject.ours()
     tap = Tap(lm.config.n_layers // 2)
+    batch_tokens = batch * max(map(len, rows))
 
     def read() -> np.ndarray:
-        parts = [part[tap] for part in stream(lm, rows, [tap])]
+        parts = [part[tap] for part in stream(lm, rows, [tap], batch_tokens)]
         order = np.argsort(np.concatenate([part.rows for part in parts]), kind="stable")
         return np.concatenate([part.values for part in parts])[order]
 
     return read
 
 
-def hooked(model: str, load: str, stops: bool) -> Callable[[], np.ndarray]:
-    """Reads all rows, a batch at a time, with a forward hook."""
+def hooked(subject: Subject, rows: list[list[int]], batch: int, stops: bool) -> Read:
+    """Reads all rows, `batch` of them at a time, with a forward hook."""
     import torch
 
-    lm = beside_torch.load(model)
-    theirs = beside_torch.reference(lm.directory)
-    rows = rows_of(load, lm.config.vocab_size)
-    layer = theirs.model.layers[lm.config.n_layers // 2]
+    theirs = subject.theirs()
+    body = theirs.base_model
+    layers = body.h if hasattr(body, "h") else body.layers
+    layer = layers[subject.config.n_layers // 2]
     found = []
 
     def hook(module, inputs, output):
@@ -70,8 +89,8 @@ def hooked(model: str, load: str, stops: bool) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         handle = layer.register_forward_hook(hook)
         parts = []
-        for start in range(0, len(rows), BATCH):
-            some = rows[start : start + BATCH]
+        for start in range(0, len(rows), batch):
+            some = rows[start : start + batch]
             tokens, mask = pad(some, len(some), max(map(len, some)))
             inputs = {
                 "input_ids": torch.tensor(tokens, dtype=torch.long, device=theirs.device),
@@ -79,23 +98,20 @@ def hooked(model: str, load: str, stops: bool) -> Callable[[], np.ndarray]:
             }
             try:
                 with torch.inference_mode():
-                    theirs.model(**inputs, use_cache=False)
+                    body(**inputs, use_cache=False)
             except Stop:
                 pass
-            parts.append(found.pop().cpu().numpy()[mask])
+            parts.append(found.pop().float().cpu().numpy()[mask])
         handle.remove()
         return np.concatenate(parts)
 
     return read
 
 
-def makers(model: str, load: str = "full") -> dict[str, Callable]:
-    """Name to a function that loads the model and returns the call that reads everything."""
-    return {
-        OURS: partial(ours, model, load),
-        USUAL: partial(hooked, model, load, stops=False),
-        STOPPING: partial(hooked, model, load, stops=True),
-    }
+def operations(config: DecoderConfig) -> float:
+    """What a token's products with the matrices up to the middle layer need; attention is extra."""
+    shapes = decoder.shapes(config)["layers"].values()
+    return 2.0 * (config.n_layers // 2 + 1) * sum(np.prod(s[1:]) for s in shapes if len(s) == 3)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -103,25 +119,38 @@ def main(argv: Sequence[str]) -> None:
     del argv
     results = {}
     for model in beside_torch.MODELS.value:
-        for load in ("full", "ragged"):
-            figures, read = beside_torch.in_turns(makers(model, load))
+        subject = beside_torch.subject(model)
+        for load, rows in loads(subject.config.vocab_size).items():
+            makers = {
+                OURS: partial(ours, subject, rows, ROWS.value),
+                USUAL: partial(hooked, subject, rows, ROWS.value, stops=False),
+                STOPPING: partial(hooked, subject, rows, ROWS.value, stops=True),
+            }
+            figures, read = beside_torch.in_turns(makers)
+            values = {name: np.asarray(a, np.float32) for name, a in read.items()}
+            sizes = np.linalg.norm(values[STOPPING], axis=1)
             worst = max(
-                float(
-                    (np.linalg.norm(a - read[STOPPING], axis=1) / np.linalg.norm(a, axis=1)).max()
-                )
-                for a in (read[OURS], read[USUAL])
+                float((np.linalg.norm(values[name] - values[STOPPING], axis=1) / sizes).max())
+                for name in (OURS, USUAL)
             )
-            if worst > 1e-3:
+            if not worst <= TOLERANCES[subject.dtype]:
                 raise UserError(
                     f"The sides differ by {worst:.1e} on {model}; run the parity tests."
                 )
-            if beside_torch.MEMORY.value and load == "full":
-                for name in figures:
-                    figures[name]["peak_gib"] = beside_torch.peak_gib(makers, model, name)
-            title = f"{model}, {load}, {len(read[OURS]):,} tokens"
-            verdicts = beside_torch.judge(title, figures, OURS, BARS, len(read[OURS]))
-            results[f"{model}, {load}"] = {
-                "tokens": len(read[OURS]),
+            if load == "full":
+                beside_torch.peaks(makers, figures)
+            tokens = len(values[OURS])
+            name = f"{model}, {load}"
+            verdicts = beside_torch.judge(
+                f"{name}, {tokens:,} tokens",
+                figures,
+                OURS,
+                BARS,
+                tokens,
+                operations(subject.config),
+            )
+            results[name] = {
+                "tokens": tokens,
                 "largest_relative_difference": worst,
                 "figures": figures,
                 "bars": verdicts,

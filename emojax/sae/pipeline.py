@@ -87,6 +87,7 @@ def run_all(
         if jax.process_index() == 0:
             with files.atomic(out / name / "config.json") as partial:
                 partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    corpus.check_languages([language for language, _ in corpora], data)
     texts = [corpus.read(language, path) for language, path in corpora]
     lm = sources.load(first.sae.model)
     for config in configs.values():

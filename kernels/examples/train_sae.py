@@ -1,8 +1,4 @@
-"""Train a TopK sparse autoencoder with optax, and find the dictionary that made the data.
-
-pip install emojax-kernels optax
-python train_sae.py
-"""
+"""Train a TopK sparse autoencoder with optax, and find the dictionary that made the data."""
 
 import jax
 import jax.numpy as jnp
@@ -13,39 +9,29 @@ D, N, K, TOKENS, STEPS = 64, 512, 4, 1024, 1000
 
 
 def unit(rows):
-    """Rows of norm 1."""
-    return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def batch(key, truth):
-    """Tokens that are sums of K of 256 true directions."""
-    which, size = jax.random.split(key)
-    atoms = jax.random.randint(which, (TOKENS, K), 0, len(truth))
-    return jnp.einsum("tk,tkd->td", jax.random.uniform(size, (TOKENS, K), minval=0.5), truth[atoms])
+    return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def loss(params, x):
-    """Reconstruction error of a TopK autoencoder."""
     values, indices = topk_encode(x - params["b_dec"], params["w_enc"], params["b_enc"], K)
     x_hat = sparse_decode(values, indices, params["w_dec"], params["b_dec"])
     return ((x_hat - x) ** 2).sum(-1).mean()
 
 
-truth = unit(jax.random.normal(jax.random.key(0), (256, D)))
-rows = unit(jax.random.normal(jax.random.key(1), (N, D)))
-params = {"w_enc": rows, "b_enc": jnp.zeros(N), "w_dec": rows, "b_dec": jnp.zeros(D)}
-optimiser = optax.adam(optax.cosine_decay_schedule(3e-3, STEPS))
-
-
 @jax.jit
 def step(params, state, key):
-    """One Adam step, and decoder rows back to norm 1."""
-    value, gradient = jax.value_and_grad(loss)(params, batch(key, truth))
-    updates, state = optimiser.update(gradient, state, params)
+    which, size = jax.random.split(key)  # each token is a sum of K true directions
+    atoms = truth[jax.random.randint(which, (TOKENS, K), 0, len(truth))]
+    x = (jax.random.uniform(size, (TOKENS, K, 1), minval=0.5) * atoms).sum(1)
+    value, gradient = jax.value_and_grad(loss)(params, x)
+    updates, state = optimiser.update(gradient, state)
     params = optax.apply_updates(params, updates)
     return {**params, "w_dec": unit(params["w_dec"])}, state, value
 
 
+truth, rows = (unit(jax.random.normal(jax.random.key(i), (n, D))) for i, n in enumerate((256, N)))
+params = {"w_enc": rows, "b_enc": jnp.zeros(N), "w_dec": rows, "b_dec": jnp.zeros(D)}
+optimiser = optax.adam(optax.cosine_decay_schedule(3e-3, STEPS))
 state = optimiser.init(params)
 for i in range(STEPS):
     params, state, value = step(params, state, jax.random.key(i))

@@ -9,7 +9,7 @@ import parity_table
 import pytest
 from safetensors.numpy import load_file
 from tiny_models import CONFIGS
-from torch_models import run_reference, run_sites, save_reference
+from torch_models import load_reference, run_reference, run_sites, save_reference
 
 from emojax.errors import UserError
 from emojax.lm import decoder, generate, weights
@@ -63,6 +63,35 @@ def test_parity_with_transformers(name, tmp_path, parity):
     for tensor, value in first.items():
         assert again[tensor].tobytes() == value.tobytes(), tensor
     found[parity_table.ROUND_TRIP] = "same bits"
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["gemma3", "llama_gqa_tied", "neox"])
+def test_bfloat16_is_as_near_to_float32_as_in_pytorch(name, tmp_path):
+    """Both round to 8 bits at their own places, so neither can be the other's reference.
+
+    Each error is a sum over many roundings and many tokens, so that with as many of them theirs and
+    ours are alike; a rounding too many (a norm or a softmax in bfloat16) would tell.
+    """
+    torch = pytest.importorskip("torch")
+    save_reference(CONFIGS[name], tmp_path)
+    reference = load_reference(tmp_path, torch.bfloat16)
+    config = DecoderConfig.from_hf(CONFIGS[name])
+    # What both sides hold, so that float32 has the same weights.
+    rounded = weights.load(tmp_path, config, jnp.bfloat16)
+    exact = jax.tree.map(lambda a: a.astype(jnp.float32), rounded)
+    tokens = np.random.default_rng(0).integers(3, 96, (len(LENGTHS), TIME)).astype(np.int32)
+    mask = np.arange(TIME) < LENGTHS[:, None]
+    theirs, _ = run_reference(reference, tokens, mask)
+    real = jnp.asarray(tokens), jnp.asarray(mask)
+    with jax.default_matmul_precision("highest"):
+        expected = np.asarray(decoder.logits(config, exact, *real))[mask]
+    ours = np.asarray(decoder.logits(config, rounded, *real))[mask]
+    errors = [np.linalg.norm(a - expected) for a in (ours, theirs[mask])]
+    size = np.linalg.norm(expected)
+    assert 0 < errors[0] < 1.25 * errors[1], errors
+    # A layer rounds about ten times, each by at most 2**-9 of what it rounds.
+    assert max(errors) < 10 * config.n_layers * 2**-9 * size, errors / size
 
 
 @pytest.mark.torch

@@ -22,6 +22,15 @@ def save_reference(attributes, directory):
     return model.eval()
 
 
+def load_reference(directory, dtype):
+    """The model that `save_reference` saved, in another type."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, attn_implementation="eager"
+    ).eval()
+
+
 def run_reference(model, tokens, mask, keep=0):
     """Logits (of the positions `keep`, 0: all) and every layer's output, as numpy arrays."""
     import torch
@@ -30,7 +39,7 @@ def run_reference(model, tokens, mask, keep=0):
     hooks = [
         layer.register_forward_hook(
             lambda module, inputs, output: outputs.append(
-                (output[0] if isinstance(output, tuple) else output).numpy()
+                (output[0] if isinstance(output, tuple) else output).float().numpy()
             )
         )
         for layer in _blocks(model)
@@ -40,7 +49,7 @@ def run_reference(model, tokens, mask, keep=0):
     )
     for hook in hooks:
         hook.remove()
-    return result.logits.numpy(), outputs
+    return result.logits.float().numpy(), outputs
 
 
 def run_sites(model, tokens, mask):

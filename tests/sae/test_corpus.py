@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from sae_toys import corpora, language_model
 
+from emojax import config as configs
 from emojax.errors import UserError
-from emojax.sae import corpus
+from emojax.lm import sources
+from emojax.sae import corpus, pipeline
 from emojax.sae.corpus import DataConfig
 
 DATA = DataConfig(tokens=20_000, heldout_tokens=2000, row_tokens=32, heldout_share=0.1)
@@ -102,6 +104,29 @@ def test_too_little_text_is_refused(lm, texts):
 def test_languages_without_a_corpus_are_refused(lm, texts):
     with pytest.raises(UserError, match="are in en but the config mixes en, zh"):
         corpus.draw(lm, texts[:1], DATA)
+
+
+@pytest.mark.parametrize(
+    ("language", "content", "said"),
+    [
+        ("en", b'{"text": "one"}', "are in en but the config mixes en, zh"),
+        ("zh", b"{", r"Line 1 of the corpus .*a\.jsonl is no JSON"),
+    ],
+)
+def test_a_bad_corpus_is_refused_before_the_model_is_loaded(
+    monkeypatch, tmp_path, language, content, said
+):
+    def load(name):
+        pytest.fail("the model is loaded")
+
+    monkeypatch.setattr(sources, "load", load)
+    (tmp_path / "a.jsonl").write_bytes(content)
+    (tmp_path / "b.txt").write_text("text")
+    path = Path(__file__).parents[2] / "configs/gemma3_270m.py"
+    out = {name: tmp_path / name for name in ("out", "artefact", "store_dir")}
+    pair = [("en", tmp_path / "b.txt"), (language, tmp_path / "a.jsonl")]
+    with pytest.raises(UserError, match=said):
+        pipeline.run(configs.load(path), pair, command="", **out)
 
 
 def test_of_lines_of_json_as_much_is_read_as_is_needed(lm, tmp_path):
