@@ -118,6 +118,8 @@ CONFIGS = {
     "mistral": _LLAMA | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 8},
     "mistral_no_window": _LLAMA
     | {"model_type": "mistral", "num_key_value_heads": 1, "sliding_window": None},
+    "mistral_mha": _LLAMA
+    | {"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 8},
     "gemma2": _GEMMA2,
     "gemma2_mqa_no_caps": _GEMMA2
     | {
@@ -125,6 +127,7 @@ CONFIGS = {
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
     },
+    "gemma2_mha": _GEMMA2 | {"num_key_value_heads": 4},
     "qwen2": _LLAMA | {"model_type": "qwen2", "num_key_value_heads": 2},
     "qwen2_window_yarn_rope": _LLAMA
     | {
@@ -136,8 +139,17 @@ CONFIGS = {
         "max_window_layers": 1,
         "rope_parameters": _YARN_ROPE,
     },
+    "qwen2_mqa": _LLAMA | {"model_type": "qwen2", "num_key_value_heads": 1},
     "qwen3": _LLAMA
     | {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16, "attention_bias": True},
+    "qwen3_mqa": _LLAMA | {"model_type": "qwen3", "num_key_value_heads": 1, "head_dim": 16},
+    "qwen3_mha_linear_rope": _LLAMA
+    | {
+        "model_type": "qwen3",
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+    },
     "gpt2": _GPT2,
     "gpt2_untied": _GPT2 | {"n_inner": 40, "tie_word_embeddings": False},
     "neox": _NEOX,
