@@ -37,6 +37,7 @@ from benchmarks import beside_torch
 from benchmarks.beside_torch import Bar
 from emojax import errors
 from emojax.errors import UserError
+from emojax.lm import sources
 from emojax.lm.capture import Tap
 from emojax.lm.model import LanguageModel
 from emojax.lm.text import bos_token
@@ -101,7 +102,7 @@ def captured(lm: LanguageModel, tap: Tap, folder: Path) -> store.Split:
 
 def ours(model: str) -> Callable[[], int]:
     """Captures, then trains; returns the tokens that were captured."""
-    lm = beside_torch.load(model)
+    lm = sources.load(model)
     tap, sae, settings = settings_of(lm)
 
     def run() -> int:
@@ -121,7 +122,7 @@ def theirs(model: str, sparse: bool) -> Callable[[], int]:
         raise UserError(
             "This benchmark compares with SAELens; run: pip install -e '.[bench]' (Python 3.11)."
         ) from None
-    lm = beside_torch.load(model)
+    lm = sources.load(model)
     tap, sae, settings = settings_of(lm)
     rows = [list(row) for row in text(lm).tokens]
     on_gpu = jax.default_backend() == "gpu"
@@ -171,7 +172,7 @@ def theirs(model: str, sparse: bool) -> Callable[[], int]:
 
 def waiting(model: str) -> dict[str, float]:
     """Shares of the loop: what its steps wait for input, and what making that ready takes."""
-    lm = beside_torch.load(model)
+    lm = sources.load(model)
     tap, sae, settings = settings_of(lm)
     with tempfile.TemporaryDirectory() as folder:
         split = captured(lm, tap, Path(folder))

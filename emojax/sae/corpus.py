@@ -21,7 +21,7 @@ import numpy as np
 from emojax.errors import UserError
 from emojax.files import sha256
 from emojax.lm.model import LanguageModel
-from emojax.lm.text import bos_token, tokenize
+from emojax.lm.text import beginning, tokenize
 from emojax.sae import documents, hub
 from emojax.sae.documents import Document, Source
 
@@ -40,7 +40,7 @@ class DataConfig:
       heldout_tokens: tokens to measure on, from documents that are never trained on.
       languages: names of the corpora's languages.
       weights: each language's share of the tokens.
-      row_tokens: tokens of a long row, the first of them the model's BOS.
+      row_tokens: tokens of a long row, the first of them BOS if the model knows it.
       packed: whether long rows are always full: streamed documents are packed into them, drawn
         ones cut into them and what is left dropped. Otherwise a row is of one document, and its
         last row is as short as it comes.
@@ -307,8 +307,9 @@ def _corpus_rows(
     """One corpus' rows: short ones, and long ones from the pieces that are left."""
     left = deque(pieces[i] for i in rng.permutation(len(pieces)))
     short, long = (tokens * part for part in share)
-    yield from _take(_short_rows(lm, left, corpus, config, rng), short, corpus)
-    yield from _take(_long_rows(lm, left, config), long, corpus)
+    first = beginning(lm)
+    yield from _take(_short_rows(lm, left, corpus, config, rng), short, corpus, len(first))
+    yield from _take(_long_rows(lm, left, config), long, corpus, len(first))
 
 
 def _short_rows(
@@ -326,7 +327,7 @@ def _short_rows(
             chosen = rng.permutation(len(found))[:SENTENCES_PER_PIECE]
             texts = [found[i] for i in chosen if found[i]]
         for row in tokenize(lm, texts):
-            if len(row) > 2:
+            if len(row) > len(beginning(lm)) + 1:
                 yield tuple(row[: config.row_tokens])
 
 
@@ -334,23 +335,26 @@ def _long_rows(
     lm: LanguageModel, left: deque[str], config: DataConfig
 ) -> Iterator[tuple[int, ...]]:
     """Rows of one piece each."""
-    bos, width = bos_token(lm), config.row_tokens - 1
-    shortest = width if config.packed else 2
+    first = beginning(lm)
+    shortest = config.row_tokens - len(first) if config.packed else 2
     while left:
         (tokens,) = tokenize(lm, [left.pop()], bos=False)
-        yield from cut(tokens, bos, width, shortest)
+        yield from cut(tokens, first, config.row_tokens, shortest)
 
 
-def cut(tokens: Sequence[int], bos: int, width: int, shortest: int) -> Iterator[tuple[int, ...]]:
-    """BOS and `width` tokens, again and again; of less than `shortest` no row is made."""
+def cut(
+    tokens: Sequence[int], first: Sequence[int], row_tokens: int, shortest: int
+) -> Iterator[tuple[int, ...]]:
+    """Rows of `first` and then tokens; of less than `shortest` tokens no row is made."""
+    width = row_tokens - len(first)
     for begin in range(0, len(tokens) - shortest + 1, width):
-        yield (bos, *tokens[begin : begin + width])
+        yield (*first, *tokens[begin : begin + width])
 
 
 def _take(
-    rows: Iterator[tuple[int, ...]], tokens: float, corpus: Corpus
+    rows: Iterator[tuple[int, ...]], tokens: float, corpus: Corpus, special: int
 ) -> Iterator[tuple[int, ...]]:
-    """Rows until they hold that many tokens, BOS not counted."""
+    """Rows until they hold that many tokens, their `special` first ones (BOS) not counted."""
     left = tokens
     while left > 0:
         row = next(rows, None)
@@ -359,5 +363,5 @@ def _take(
                 f"The corpus {corpus.path} has {left:,.0f} tokens less than the {tokens:,.0f} "
                 "asked of it; give more text, or set data.tokens and data.heldout_tokens lower."
             )
-        left -= len(row) - 1
+        left -= len(row) - special
         yield row

@@ -9,9 +9,10 @@ For each corpus and kind of row (long, short) a Grain pipeline of its own:
 tokens, not in rows: the shares are right at any time, to less than a row per pipeline.
 
 Long rows are packed (`data.packed`) or of one document each. Packed rows have exactly
-`data.row_tokens` tokens; each row and each document in it begins with BOS, and what the end of a
-document leaves free, the next one fills. Otherwise each document begins a row of its own, is split
-as often as it is longer, and its last row is as short as it comes. Rows never pad.
+`data.row_tokens` tokens; each row and each document in it begins with BOS (if the model knows it),
+and what the end of a document leaves free, the next one fills. Otherwise each document begins a row
+of its own, is split as often as it is longer, and its last row is as short as it comes. Rows never
+pad.
 
 A hash of its text and `data.seed` decides whether a document is trained on or held out, and whether
 a piece of running text is read sentence by sentence or goes into long rows. Both are known while
@@ -31,7 +32,7 @@ from grain import experimental
 
 from emojax.errors import UserError
 from emojax.lm.model import LanguageModel
-from emojax.lm.text import bos_token, tokenize
+from emojax.lm.text import beginning, tokenize
 from emojax.sae import corpus, documents, hub
 from emojax.sae.corpus import DataConfig, check_languages, cut, find, sentences, shares
 from emojax.sae.documents import Document, Source
@@ -197,8 +198,8 @@ def heldout(
 class Rows:
     """An iterator of `(tokens, language)` with `get_state` and `set_state`.
 
-    `tokens` begin with BOS; `language` is a place in `config.languages`. The state is plain JSON.
-    It fits the same corpora, settings and number of hosts.
+    `tokens` begin with BOS if the model knows it; `language` is a place in `config.languages`. The
+    state is plain JSON. It fits the same corpora, settings and number of hosts.
     """
 
     def __init__(
@@ -328,12 +329,14 @@ def _pipeline(
     lists = experimental.ThreadPrefetchIterDataset(lists, prefetch_buffer_size=2)
     result: grain.IterDataset = experimental.FlatMapIterDataset(lists, _Each())
     if packed:
+        first = beginning(lm)
+        handling = experimental.BOSHandling
         result = experimental.ConcatThenSplitIterDataset(
             result,
             length_struct={"tokens": config.row_tokens},
-            bos_handling=experimental.BOSHandling.REPLACE_FIRST_TOKEN_WITH_BOS,
-            bos_features=("tokens",),
-            bos_token_id=bos_token(lm),
+            bos_handling=handling.REPLACE_FIRST_TOKEN_WITH_BOS if first else handling.DO_NOTHING,
+            bos_features=("tokens",) if first else (),
+            bos_token_id=first[0] if first else None,
         )
         # The last row of all may not be full.
         result = result.filter(lambda row: row["tokens_segment_ids"][-1] > 0)
@@ -383,15 +386,14 @@ def _tokens(lm: LanguageModel) -> Callable[[list[Document]], list[dict[str, np.n
 
 
 def _whole(lm: LanguageModel, texts: Sequence[Document]) -> list[list[int]]:
-    """The tokens of each document, BOS first; its pieces are tokenised side by side."""
+    """The tokens of each document, BOS first if the model knows it; pieces go side by side."""
     pieces = [
         piece + "\n" * (number < len(text))
         for text in texts
         for number, piece in enumerate(text, 1)
     ]
     ids = iter(tokenize(lm, pieces, bos=False))
-    bos = bos_token(lm)
-    return [[bos, *(token for _ in text for token in next(ids))] for text in texts]
+    return [[*beginning(lm), *(token for _ in text for token in next(ids))] for text in texts]
 
 
 def _rows(
@@ -403,10 +405,16 @@ def _rows(
         pieces = [piece for text in texts for piece in text]
         if not part.source.short:
             pieces = [sentence for piece in pieces for sentence in sentences(piece)]
-        return [tuple(row[: config.row_tokens]) for row in tokenize(lm, pieces) if len(row) > 2]
+        shortest = len(beginning(lm)) + 2
+        rows = tokenize(lm, pieces)
+        return [tuple(row[: config.row_tokens]) for row in rows if len(row) >= shortest]
 
     def split(texts: list[Document]) -> list[Row]:
-        width = config.row_tokens - 1
-        return [row for bos, *ids in _whole(lm, texts) for row in cut(ids, bos, width, shortest=2)]
+        first = beginning(lm)
+        return [
+            row
+            for ids in _whole(lm, texts)
+            for row in cut(ids[len(first) :], first, config.row_tokens, shortest=2)
+        ]
 
     return short if part.short else split

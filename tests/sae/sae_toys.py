@@ -126,6 +126,13 @@ def language_model(d_model: int = D, name: str = "toy") -> LanguageModel:
     return LanguageModel(name, config, params, tokenizer(), Path(), "f" * 64)
 
 
+def without_bos() -> LanguageModel:
+    """The same, trained without a token for a text's beginning."""
+    lm = language_model()
+    lm.tokenizer.bos_token = None
+    return dataclasses.replace(lm, config=dataclasses.replace(lm.config, bos_token_id=None))
+
+
 def text_rows(count: int, lengths: tuple[int, ...] = (5, 9, 30), seed: int = 0) -> Rows:
     """Random rows that begin with BOS."""
     rng = np.random.default_rng(seed)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from sae_toys import corpora, language_model
+from sae_toys import corpora, language_model, without_bos
 
 from emojax import config as configs
 from emojax.errors import UserError
@@ -55,6 +55,14 @@ def test_every_row_begins_with_bos_and_is_no_longer_than_asked(lm, rows):
     for part in rows.values():
         assert all(row[0] == lm.tokenizer.bos_token_id for row in part.tokens)
         assert max(map(len, part.tokens)) == DATA.row_tokens
+
+
+def test_a_model_without_bos_gets_rows_without(lm, texts, rows):
+    plain = corpus.draw(without_bos(), texts, DATA)["train"]
+    assert max(map(len, plain.tokens)) == DATA.row_tokens
+    bos = lm.tokenizer.bos_token_id
+    assert not any(bos in row for row in plain.tokens)
+    assert sum(map(len, plain.tokens)) >= DATA.tokens
 
 
 def test_rows_of_both_languages_and_lengths_are_mixed(rows):

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from sae_toys import language_model
+from sae_toys import language_model, without_bos
 
 from emojax.errors import UserError
 from emojax.lm.text import tokenize
@@ -144,6 +144,16 @@ def test_packed_rows_are_full_and_every_row_and_document_begins_with_bos(lm, pla
         for begin in range(0, len(together) - width + 1, width)
     ]
     assert sorted(rows) == sorted(plain)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_model_without_bos_gets_rows_without(lm, places, packed):
+    config = dataclasses.replace(DATA, packed=packed)
+    ours, plain = (every_row(start(m, config, places["a.jsonl"])) for m in (lm, without_bos()))
+    assert all(row[0] == BOS for row in ours)
+    assert not any(BOS in row for row in plain)
+    assert max(map(len, plain)) == DATA.row_tokens
+    assert len(set(map(len, plain))) == 1 or not packed
 
 
 def test_unpacked_rows_are_of_one_document_and_give_all_of_it(lm, places):
