@@ -174,7 +174,7 @@ def test_a_width_that_is_not_the_models_is_refused_before_capture(tmp_path):
 def test_the_command_refuses_bad_input_in_one_line(tmp_path):
     root = Path(__file__).parents[2]
     for flags, said in (
-        (["--corpus", "en=missing.txt"], "The corpus missing.txt cannot be read"),
+        (["--corpus", "en=missing.txt,zh=b.txt"], "The corpus missing.txt cannot be read"),
         (["--corpus", "en=a.txt", "--set", "sae.q=3"], "names no field 'q'"),
     ):
         command = [sys.executable, "-m", "experiments.train_sae", "--config"]
