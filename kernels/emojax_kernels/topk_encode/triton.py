@@ -23,15 +23,12 @@ from jax import lax
 
 from emojax_kernels.blocks import map_blocks
 from emojax_kernels.repair import repaired
+from emojax_kernels.topk_encode.tiles import TILES, Tile
 from emojax_kernels.topk_encode.xla import ELEMENTS
 from emojax_kernels.triton_launch import INTERPRET, launch
 
 # Latents per group.
 GROUP = 64
-# Tile of the GEMM: tokens, latents, columns.
-_TILE = (128, 256, 64)
-# The same for float32, of which fewer fit.
-_TILE_WIDE = (64, 128, 32)
 # Survivors kept, as a multiple of k.
 _SPARE = 2
 
@@ -55,7 +52,11 @@ def by_tokens(encode: Callable[[jax.Array], Any], x: jax.Array, n: int) -> Any:
 
 
 def preactivations(
-    x: jax.Array, w_enc: jax.Array, b_enc: jax.Array, threshold: jax.Array
+    x: jax.Array,
+    w_enc: jax.Array,
+    b_enc: jax.Array,
+    threshold: jax.Array,
+    tile: Tile | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Pre-activations and the maxima of their groups.
 
@@ -64,6 +65,7 @@ def preactivations(
         w_enc: `[n, d]`.
         b_enc: `[n]`.
         threshold: `[n]`, float32; an entry that does not exceed it becomes -inf.
+        tile: of the GEMM; None: the tuned one.
 
     Returns:
         pre: `[tokens, n]`, of x's dtype.
@@ -71,7 +73,7 @@ def preactivations(
     """
     tokens, d = x.shape
     n = w_enc.shape[0]
-    rows, latents, columns = _TILE if x.dtype == jnp.bfloat16 else _TILE_WIDE
+    tile = tile or TILES["bfloat16" if x.dtype == jnp.bfloat16 else "float32"]
     pre, best = launch(
         preactivation_kernel,
         x,
@@ -82,16 +84,16 @@ def preactivations(
             jax.ShapeDtypeStruct((tokens, n), x.dtype),
             jax.ShapeDtypeStruct((tokens, triton.cdiv(n, GROUP)), x.dtype),
         ],
-        grid=(triton.cdiv(tokens, rows) * triton.cdiv(n, latents),),
-        num_warps=8,
-        num_stages=3,
+        grid=(triton.cdiv(tokens, tile.rows) * triton.cdiv(n, tile.latents),),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
         TOKENS=tokens,
         N=n,
         D=d,
         GROUPS=GROUP,
-        ROWS=rows,
-        LATENTS=latents,
-        COLUMNS=columns,
+        ROWS=tile.rows,
+        LATENTS=tile.latents,
+        COLUMNS=tile.columns,
         # The interpreter cannot multiply bfloat16; in float32 the products are the same.
         WIDEN=INTERPRET,
     )
