@@ -4,7 +4,7 @@ import dataclasses
 import json
 from importlib import resources
 
-FILE = resources.files(__package__) / "tiles.json"
+FILE = resources.files("emojax_kernels.topk_encode") / "tiles.json"
 
 
 @dataclasses.dataclass(frozen=True)
