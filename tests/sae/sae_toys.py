@@ -3,7 +3,10 @@
 import dataclasses
 import gzip
 import json
-from collections.abc import Sequence
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -124,6 +127,29 @@ def language_model(d_model: int = D, name: str = "toy") -> LanguageModel:
     )
     params = decoder.init(config, jax.random.key(0))
     return LanguageModel(name, config, params, tokenizer(), Path(), "f" * 64)
+
+
+def two_processes(arguments: Callable[[str, str], list[str]]) -> list[str]:
+    """What a Python program prints in each of two processes at once.
+
+    Args:
+      arguments: the program and what it is given, from a free port and the process' number.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    both = [
+        subprocess.Popen(
+            [sys.executable, *arguments(port, str(i))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=600) for process in both]
+    assert all(process.returncode == 0 for process in both), [e[-2000:] for _, e in outputs]
+    return [out for out, _ in outputs]
 
 
 def without_bos() -> LanguageModel:

@@ -1,13 +1,13 @@
 """Every mesh, and several processes, give the loss curve of one device."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sae_toys import two_processes
 
 PROGRAM = str(Path(__file__).parent / "sharded_runs.py")
 MESHES = ["1x1", "2x1", "1x2", "4x1", "2x2", "1x4", "8x1", "4x2", "2x4", "1x8"]
@@ -42,27 +42,14 @@ def test_every_mesh_gives_the_curve_of_one_device(curves, architecture):
 
 
 def test_two_processes_give_the_curve_of_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     alone = subprocess.run(
         [sys.executable, PROGRAM, str(tmp_path / "alone"), "1x1", "20"],
         capture_output=True,
         text=True,
         check=False,
     )
-    both = [
-        subprocess.Popen(
-            [sys.executable, PROGRAM, str(tmp_path), "2x2,1x4", "20", str(port), str(i), "2"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    outputs = [process.communicate(timeout=600) for process in both]
-    assert all(process.returncode == 0 for process in both), [e[-2000:] for _, e in outputs]
+    outputs = two_processes(lambda port, i: [PROGRAM, str(tmp_path), "2x2,1x4", "20", port, i, "2"])
     assert alone.returncode == 0, alone.stderr[-2000:]
     one = curves_of(alone.stdout)["topk 1x1"]
-    for curve in curves_of(outputs[0][0]).values():  # tokens, then latents between processes
+    for curve in curves_of(outputs[0]).values():  # tokens, then latents between processes
         np.testing.assert_allclose(curve[:, 0], one[:, 0], rtol=1e-5)

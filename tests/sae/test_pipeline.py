@@ -1,12 +1,11 @@
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sae_toys import SAE, TRAIN, corpora, language_model, read_log
+from sae_toys import SAE, TRAIN, corpora, language_model, read_log, two_processes
 
 from emojax.config import Config, override, sweep
 from emojax.errors import UserError
@@ -119,28 +118,15 @@ def test_two_processes_do_what_one_does_and_stop_together(tmp_path):
     """Stored: the same dictionary. Streamed: stopped by a signal to one, they go on bitwise."""
     texts = corpora(tmp_path)
     alone = start(tmp_path / "alone", texts, config=override(CONFIG, ["train.epochs=1"]))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     program = str(Path(__file__).parent / "pipeline_process.py")
     names = [path.name for _, path in texts]
-    both = [
-        subprocess.Popen(
-            [sys.executable, program, str(tmp_path), str(port), str(i), "2", *names],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    outputs = [process.communicate(timeout=600) for process in both]
-    assert all(process.returncode == 0 for process in both), [e[-2000:] for _, e in outputs]
+    outputs = two_processes(lambda port, i: [program, str(tmp_path), port, i, "2", *names])
     loaded = artefact.load(tmp_path / "artefact")
     for kind in ("trained", "untrained"):
         fvu = [m[kind]["fvu"]["unit_norm"]["all"] for m in (loaded.evaluation, alone)]
         assert fvu[0] == pytest.approx(fvu[1], rel=1e-4)
     # Asked at the batch of step 14, said at step 16, heard at step 24.
-    assert [out.split()[-2:] for out, _ in outputs] == [["STOPPED", "24"]] * 2  # after Gloo's own
+    assert [out.split()[-2:] for out in outputs] == [["STOPPED", "24"]] * 2  # after Gloo's own
     whole = read_log(tmp_path / "whole")
     assert len(whole) == 40
     assert whole[-1]["loss"] < 0.8 * whole[0]["loss"]
