@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+# What is measured: the trained one and its controls (`emojax.sae.state`).
+DICTIONARIES = ("trained", "random", "untrained")
+
 
 def render(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """README.md of an artefact.
@@ -44,8 +47,9 @@ with {record["tokens"]["heldout"]:,} tokens were held out. No human rating was r
 
 ## Held-out measurements
 
-The untrained dictionary (same size, random unit rows, tied encoder, where training started) is the
-control that every number needs.
+Beside it, controls of the same size with tied encoders and k latents per token: a random one, its
+unit rows spread as the activations are (the same covariance), and the untrained one, unit rows in
+all directions, where training started.
 
 {_table(evaluation)}
 
@@ -70,33 +74,33 @@ def _sparsity(sae: Mapping[str, Any]) -> str:
 
 
 def _table(evaluation: Mapping[str, Any]) -> str:
-    both = [evaluation["trained"], evaluation["untrained"]]
+    of = [evaluation[name] for name in DICTIONARIES]
 
     def row(name: str, values: list[Any], form: str = ".4f") -> str:
         return f"| {name} | " + " | ".join(format(value, form) for value in values) + " |"
 
-    lines = ["| | trained | untrained |", "|---|---|---|"]
-    lines.append(row("active latents per token (L0)", [m["l0"] for m in both], ".1f"))
+    lines = [f"| | {' | '.join(DICTIONARIES)} |", "|---|---|---|---|"]
+    lines.append(row("active latents per token (L0)", [m["l0"] for m in of], ".1f"))
     spaces = {"raw": "raw units", "unit_norm": "unit vectors"}
     kinds = {"without_massive": "without massive tokens", "all": "all tokens"}
     for space, space_name in spaces.items():
         for kind, kind_name in kinds.items():
-            values = [m["fvu"][space][kind] for m in both]
+            values = [m["fvu"][space][kind] for m in of]
             lines.append(row(f"FVU, {space_name}, {kind_name}", values))
     for language in evaluation["trained"]["fvu_by_language"]:
-        values = [m["fvu_by_language"][language] for m in both]
+        values = [m["fvu_by_language"][language] for m in of]
         lines.append(row(f"FVU, unit vectors, {language}", values))
-    lines.append(row("latents that never fire", [m["dead_share"] for m in both], ".2%"))
+    lines.append(row("latents that never fire", [m["dead_share"] for m in of], ".2%"))
     for language, measured in evaluation["loss"].items():
-        values = [measured["recovered"][name] for name in ("trained", "untrained")]
+        values = [measured["recovered"][name] for name in DICTIONARIES]
         lines.append(row(f"loss recovered, {language}", values))
-        values = [measured["recovered_from_mean"][name] for name in ("trained", "untrained")]
+        values = [measured["recovered_from_mean"][name] for name in DICTIONARIES]
         lines.append(row(f"loss recovered from mean ablation, {language}", values))
         if "kl" in measured:
-            values = [measured["kl"][name] for name in ("trained", "untrained")]
+            values = [measured["kl"][name] for name in DICTIONARIES]
             lines.append(row(f"KL from the clean model (nats), {language}", values, ".3f"))
         entropy = measured["cross_entropy"]
-        values = [entropy[name] for name in ("trained", "untrained")]
+        values = [entropy[name] for name in DICTIONARIES]
         clean = f"cross entropy spliced, {language} (clean {entropy['clean']:.3f}, zeroed "
         lines.append(row(f"{clean}{entropy['zero_ablated']:.3f})", values, ".3f"))
     return "\n".join(lines)

@@ -126,9 +126,14 @@ def run_all(
         source = _streamed(config, lm, corpora) if streamed else splits["train"]
         trained = trainer.train(config.sae, config.train, source, out / name, provenance=origin)
         trained = artefacts.rounded(trained)
-        untrained = state.untrained(config.sae, state.sample(source))
-        both = {"trained": trained, "untrained": untrained}
-        evaluation = found[name] = _measured(lm, config.sae, both, splits["heldout"], rows)
+        sample = state.sample(source)
+        untrained = state.untrained(config.sae, sample)
+        all_three = {
+            "trained": trained,
+            "random": state.random(config.sae, sample),
+            "untrained": untrained,
+        }
+        evaluation = found[name] = _measured(lm, config.sae, all_three, splits["heldout"], rows)
         tokens = {split: held.tokens[split] for split in rows}
         provenance = origin | {
             "train": dataclasses.asdict(config.train),
@@ -222,18 +227,19 @@ def _streamed(config: "Config", lm: LanguageModel, corpora: Sequence[tuple[str, 
 def _measured(
     lm: LanguageModel,
     sae: SaeConfig,
-    both: Mapping[str, SparseAutoencoder],
+    dictionaries: Mapping[str, SparseAutoencoder],
     heldout: store.Split,
     rows: Mapping[str, corpus.Rows],
 ) -> dict[str, Any]:
     evaluation: dict[str, Any] = {
-        name: metrics.reconstruction(dictionary, heldout) for name, dictionary in both.items()
+        name: metrics.reconstruction(dictionary, heldout)
+        for name, dictionary in dictionaries.items()
     }
     tap, *target = _taps(sae)
     mean = metrics.mean_activation(heldout)
     # A transcoder reads one site and writes another, which a splice at one site cannot do.
     evaluation["loss"] = (
-        {} if target else metrics.loss_recovered(lm, tap, both, rows["heldout"], mean)
+        {} if target else metrics.loss_recovered(lm, tap, dictionaries, rows["heldout"], mean)
     )
     return evaluation
 

@@ -1,5 +1,6 @@
 """What a step changes and a checkpoint holds: where it lives, how it starts, what comes of it."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -248,3 +249,19 @@ def untrained(config: SaeConfig, found: Batch) -> SparseAutoencoder:
     scales = scales_of(config, found)
     _, target = scaled(config, jnp.asarray(scales), found)
     return coder.control(config, coder.geometric_median(target) / scales[1])
+
+
+def random(config: SaeConfig, found: Batch) -> SparseAutoencoder:
+    """A stronger control: random rows that are spread as the activations are (same covariance).
+
+    Random dictionaries can rival trained ones ("Sanity checks for sparse autoencoders",
+    arXiv:2602.14111); one that knows the second moments is the hardest to beat. Tied, TopK.
+    """
+    start = untrained(config, found)
+    x = scaled(config, jnp.asarray(scales_of(config, found)), found)[1]
+    x = x - jnp.mean(x, axis=0)
+    # Random mixtures of centred activations have the activations' covariance.
+    mixture = jax.random.normal(jax.random.key(config.seed), (config.n_latents, x.shape[0]))
+    rows = mixture @ x
+    rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return dataclasses.replace(start, w_enc=rows, w_dec=rows)

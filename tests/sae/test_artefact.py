@@ -31,11 +31,22 @@ MEASURED = {
     "dead_share": 0.01,
 }
 LOSS = {
-    "cross_entropy": {"clean": 3.0, "zero_ablated": 9.0, "trained": 3.1, "untrained": 6.0},
-    "recovered": {"trained": 0.98, "untrained": 0.5},
-    "recovered_from_mean": {"trained": 0.97, "untrained": 0.4},
+    "cross_entropy": {
+        "clean": 3.0,
+        "zero_ablated": 9.0,
+        "trained": 3.1,
+        "random": 5.0,
+        "untrained": 6.0,
+    },
+    "recovered": {"trained": 0.98, "random": 0.6, "untrained": 0.5},
+    "recovered_from_mean": {"trained": 0.97, "random": 0.5, "untrained": 0.4},
 }
-EVALUATION = {"trained": MEASURED, "untrained": MEASURED, "loss": {"en": LOSS, "zh": LOSS}}
+EVALUATION = {
+    "trained": MEASURED,
+    "random": MEASURED,
+    "untrained": MEASURED,
+    "loss": {"en": LOSS, "zh": LOSS},
+}
 
 
 @pytest.fixture

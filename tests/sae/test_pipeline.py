@@ -42,9 +42,9 @@ def start(tmp_path, texts, name="artefact", config=CONFIG):
 def test_from_text_to_an_artefact_twice_the_same(tmp_path):
     texts = corpora(tmp_path)
     evaluation = start(tmp_path, texts)
-    trained, untrained = evaluation["trained"], evaluation["untrained"]
-    unit = [m["fvu"]["unit_norm"]["all"] for m in (trained, untrained)]
-    assert unit[0] < unit[1]
+    names = ("trained", "random", "untrained")
+    unit = [evaluation[name]["fvu"]["unit_norm"]["all"] for name in names]
+    assert unit[0] < unit[1] and unit[0] < unit[2]
     loaded = artefact.load(tmp_path / "artefact", language_model())
     assert loaded.evaluation == json.loads(json.dumps(evaluation))
     assert loaded.record["tokens"]["train"] >= 6000

@@ -8,7 +8,7 @@ import pytest
 from sae_toys import SAE, TRAIN, D, Interfering, K, N, activations, read_log, split_of
 
 from emojax.errors import UserError
-from emojax.sae import metrics, schedule, trainer
+from emojax.sae import coder, metrics, schedule, trainer
 from emojax.sae import state as states
 from emojax.sae.store import Split
 
@@ -39,6 +39,20 @@ def test_training_explains_held_out_data_far_better_than_no_training(split, fini
 
 def test_decoder_rows_stay_unit_vectors(finished):
     np.testing.assert_allclose(np.linalg.norm(finished[0].w_dec, axis=1), 1, rtol=1e-5)
+
+
+def test_random_rows_lie_where_the_activations_do(split):
+    found = states.sample(split)
+    random = states.random(SAE, found)
+    np.testing.assert_allclose(np.linalg.norm(random.w_dec, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(random.w_enc, random.w_dec)
+    x, _ = coder.scale(SAE, jax.numpy.asarray(found.x))
+    strength, axes = np.linalg.eigh(np.cov(np.asarray(x).T))
+    share = np.mean((np.asarray(random.w_dec) @ axes) ** 2, axis=0)
+    assert np.corrcoef(share, strength)[0, 1] > 0.9
+    untrained = states.untrained(SAE, found)
+    np.testing.assert_array_equal(random.b_dec, untrained.b_dec)
+    assert np.corrcoef(np.mean((untrained.w_dec @ axes) ** 2, axis=0), strength)[0, 1] < 0.5
 
 
 def test_first_step_starts_from_the_untrained_dictionary(split, finished):
