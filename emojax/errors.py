@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app
+from absl import app, flags
 
 
 class UserError(Exception):
@@ -20,6 +20,9 @@ def run(main: Callable[[Sequence[str]], object]) -> None:
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+        # Orbax tells of every checkpoint in twenty lines, through absl's own logger.
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.getLogger("absl").setLevel(logging.WARNING)
         try:
             main(argv)
         except UserError as error:

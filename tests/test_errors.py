@@ -34,3 +34,25 @@ def test_a_stray_argument_is_refused():
     done = subprocess.run([sys.executable, "-c", program, "stray"], capture_output=True, text=True)
     assert done.returncode != 0
     assert "Unknown arguments: stray" in done.stdout + done.stderr
+
+
+def test_libraries_that_log_through_absl_only_warn_unless_asked():
+    program = """
+import logging
+from absl import logging as absl_logging
+from emojax import errors
+def main(argv):
+    absl_logging.info("of a library")
+    absl_logging.warning("a warning of a library")
+    logging.info("of emojax")
+errors.run(main)
+"""
+    said = []
+    for asked in ([], ["--verbosity=0"]):
+        command = [sys.executable, "-c", program, *asked]
+        said.append(subprocess.run(command, capture_output=True, text=True).stderr)
+    assert [line.split("] ")[1] for line in said[0].splitlines()] == [
+        "a warning of a library",
+        "of emojax",
+    ]
+    assert "of a library" in said[1].splitlines()[0]
