@@ -21,7 +21,7 @@ def run(main: Callable[[Sequence[str]], object]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
         # Orbax tells of every checkpoint in twenty lines, through absl's own logger.
-        if flags.FLAGS["verbosity"].using_default_value:
+        if not flags.FLAGS["verbosity"].present:
             logging.getLogger("absl").setLevel(logging.WARNING)
         try:
             main(argv)
