@@ -223,8 +223,10 @@ def fresh(
 def finish(config: SaeConfig, state: TrainState) -> SparseAutoencoder:
     """The dictionary that a state holds, on every host: running mean, unit rows, scales folded in.
 
-    Scaling by a number s before the encoder and by 1/s after the decoder is the same as dividing
-    biases and thresholds by s: pre-activations and codes come out in raw units.
+    Rows of a running mean, and of an objective that leaves them free, are no unit vectors: their
+    norms move into the encoder. Scaling by a number s before the encoder and by 1/s after the
+    decoder is the same as dividing biases and thresholds by s: pre-activations and codes come out
+    in raw units.
     """
     params = state.average or state.params
     if jax.process_count() > 1:
@@ -236,6 +238,10 @@ def finish(config: SaeConfig, state: TrainState) -> SparseAutoencoder:
     arrays = OBJECTIVES[config.architecture].finished(arrays, cutoff)
     norm = jnp.linalg.norm(arrays["w_dec"], axis=1, keepdims=True)
     arrays["w_dec"] = arrays["w_dec"] / norm
+    arrays["w_enc"] = arrays["w_enc"] * norm
+    for name in ("b_enc", "threshold"):
+        if name in arrays:
+            arrays[name] = arrays[name] * norm[:, 0]
     read, write = (float(s) for s in jax.device_get(state.scales))
     arrays["w_enc"] = arrays["w_enc"] * (read / write)
     for name in ("b_enc", "b_dec", "threshold"):

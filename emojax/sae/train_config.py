@@ -75,6 +75,8 @@ class TrainConfig:
                 raise UserError(
                     f"Training's {name} is {getattr(self, name)}; give 0 or a positive number."
                 )
+        if self.ema_decay == 1:
+            raise UserError("Training's ema_decay is 1, with which nothing is learnt; give less.")
         if not 0 < self.bandwidth < math.inf:
             raise UserError(f"Training's bandwidth is {self.bandwidth}; give a positive number.")
         if self.update not in UPDATES:

@@ -151,6 +151,7 @@ def test_an_activation_that_is_not_finite_is_named(tmp_path, monkeypatch):
     [
         ({"learning_rate": 0.0}, "learning rate is 0"),
         ({"learning_rate": float("nan")}, "learning rate is nan"),
+        ({"ema_decay": 1.0}, "nothing is learnt"),
         ({"epochs": 0}, "epochs is 0"),
         ({"warmup_share": 1.5}, "warmup_share is 1.5"),
         ({"aux_coefficient": -1.0}, "aux_coefficient"),

@@ -1,7 +1,7 @@
 """Matryoshka BatchTopK (Bussmann et al. 2025, arXiv:2503.17547): nested dictionaries in one.
 
 The first latents must reconstruct without the later ones, so that general features are not absorbed
-by special ones. The loss is the mean of the squared errors of all prefixes.
+by special ones. The loss is the sum of the squared errors of all prefixes.
 """
 
 import jax

@@ -3,7 +3,7 @@
 (Conerly et al. 2024, "Update on how we train SAEs", transformer-circuits.pub, April 2024.)
 
 The penalty is λ · Σ_j z_j ‖w_dec_j‖, so that shrinking codes and growing rows gains nothing, and
-rows are free. When training is over the norms move into the encoder.
+rows are free. When training is over the norms move into the encoder (`emojax.sae.state.finish`).
 """
 
 import jax.numpy as jnp
@@ -28,15 +28,9 @@ def forward(
 
 
 def finished(params: Params, cutoff: Array) -> Params:
-    """The same function with unit rows."""
+    """Whatever is positive counts."""
     del cutoff
-    norm = jnp.linalg.norm(params["w_dec"], axis=1)
-    return params | {
-        "w_enc": params["w_enc"] * norm[:, None],
-        "b_enc": params["b_enc"] * norm,
-        "w_dec": params["w_dec"] / norm[:, None],
-        "threshold": jnp.zeros_like(norm),
-    }
+    return params | {"threshold": jnp.zeros_like(params["b_enc"])}
 
 
 OBJECTIVE = Objective(dense=forward, finished=finished, unit_rows=False)
