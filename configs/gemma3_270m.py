@@ -1,5 +1,8 @@
 """Gemma-3-270m, layer 9 of 18, English and Chinese.
 
+The middle layer's residual stream, as in Gemma Scope (Lieberum et al. 2024, arXiv:2408.05147), and
+a width that a laptop can train and a study of 26 emotions can read.
+
 The shipped dictionary, from this folder's top, with the corpora that its model card names, on a
 laptop (two CPU cores: about two hours, most of it capture; Ctrl-C at any time, the same command
 goes on):
@@ -12,7 +15,8 @@ One GPU: a wider one, in larger batches:
 
     python -m experiments.train_sae --config configs/gemma3_270m.py \
       --corpus en=en_novels_pd_30mb.txt.gz,en=goemo_train.tsv,zh=zh_smile_cc0_40mb.txt.gz \
-      --out runs/gemma3_270m_16k --set sae.n_latents=16384 --set train.batch_tokens=4096
+      --out runs/gemma3_270m_16k --set sae.n_latents=16384 --set train.batch_tokens=4096 \
+      --set train.learning_rate=none
 
 A TPU pod, the same command on every host, with the corpora and the folders on a disk that all of
 them see; 16 devices here, each with an eighth of the latents and half of the tokens
@@ -21,7 +25,7 @@ them see; 16 devices here, each with an eighth of the latents and half of the to
     python -m experiments.train_sae --config configs/gemma3_270m.py \
       --corpus en=en_novels_pd_30mb.txt.gz,en=goemo_train.tsv,zh=zh_smile_cc0_40mb.txt.gz \
       --distributed --out /shared/gemma3_270m --store /shared/gemma3_270m/activations \
-      --set sae.n_latents=16384 --set train.batch_tokens=4096 \
+      --set sae.n_latents=16384 --set train.batch_tokens=4096 --set train.learning_rate=none \
       --set train.data_shards=2 --set train.latent_shards=8
 """
 

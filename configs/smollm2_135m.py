@@ -1,5 +1,8 @@
 """SmolLM2-135M-Instruct, layer 15 of 30, English only.
 
+The middle layer's residual stream, as in Gemma Scope (Lieberum et al. 2024, arXiv:2408.05147), and
+a width that a laptop can train.
+
 No dictionary is shipped for it. Train one on a laptop, from this folder's top, then run the main
 job with it:
 

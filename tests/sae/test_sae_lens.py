@@ -148,3 +148,10 @@ def test_missing_files_and_wrong_shapes_are_refused(tmp_path):
         sae = dictionary()
         odd = dataclasses.replace(sae.config, site="final_norm")
         sae_lens.export(tmp_path, dataclasses.replace(sae, config=odd))
+
+
+def test_a_model_without_bos_is_exported_as_such(tmp_path):
+    for name, prepend_bos in (("gemma", True), ("qwen", False)):
+        sae_lens.export(tmp_path / name, dictionary(), prepend_bos=prepend_bos)
+        cfg = json.loads((tmp_path / name / "cfg.json").read_text())
+        assert cfg["metadata"]["prepend_bos"] is prepend_bos

@@ -54,8 +54,13 @@ READ = {
 IGNORED = {"d_in", "d_sae", "k", "dtype", "device", "apply_b_dec_to_input", "metadata"}
 
 
-def export(directory: Path, sae: SparseAutoencoder) -> None:
+def export(directory: Path, sae: SparseAutoencoder, *, prepend_bos: bool = True) -> None:
     """Writes a dictionary as SAELens reads it.
+
+    Args:
+      directory: where to.
+      sae: the dictionary.
+      prepend_bos: whether the model's texts begin with BOS; False for Qwen.
 
     Raises:
       UserError: SAELens has no name for it, or the folder is not writable.
@@ -89,7 +94,7 @@ def export(directory: Path, sae: SparseAutoencoder) -> None:
         "metadata": {
             "model_name": config.model,
             "hook_name": SITES[config.site].format(config.layer),
-            "prepend_bos": True,
+            "prepend_bos": prepend_bos,
         },
     }
     if config.architecture == "topk":
