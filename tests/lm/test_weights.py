@@ -16,6 +16,9 @@ from emojax.lm import decoder, tensor_file, weights
 from emojax.lm.config import DecoderConfig
 
 pytestmark = pytest.mark.smoke
+# Every family that can be saved, all it may have among its parameters.
+SAVED = ["gemma2", "gemma3_untied", "gpt2", "gpt2_untied", "llama_biases", "mistral"]
+SAVED += ["neox", "neox_sequential", "qwen2", "qwen3_longrope"]
 
 
 @pytest.fixture
@@ -35,7 +38,8 @@ def assert_same(found, params):
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
-@pytest.mark.parametrize("name", ["gemma3_untied", "gpt2", "neox", "qwen3"])
+# One or two of every family that can be saved.
+@pytest.mark.parametrize("name", SAVED)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_what_is_saved_is_loaded_bit_by_bit(name, dtype, tmp_path):
     config, params = tiny(name)
