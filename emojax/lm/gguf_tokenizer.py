@@ -121,14 +121,16 @@ def _sentencepiece(field: Mapping[str, Any]) -> Tokenizer:
     )
     spaces = normalizers.Replace(" ", _SPACE)
     back = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if field.get("add_space_prefix", True):
+    prefix = field.get("add_space_prefix", True)
+    if prefix:
         # Llama's and Mistral's: a text begins as a word within it does.
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces])
         tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)])
     else:
         tokenizer.normalizer = spaces
         tokenizer.decoder = decoders.Sequence(back)
-    _add(tokenizer, tokens, types)
+    # A prefix would be put before the user's tokens too.
+    _add(tokenizer, tokens, types, normalized=not prefix)
     return tokenizer
 
 
@@ -177,14 +179,16 @@ def _byte_level(field: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _add(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
+def _add(
+    tokenizer: Tokenizer, tokens: list[str], types: list[int], normalized: bool = True
+) -> None:
     """Control tokens are found in the raw text, the user's in the normalised one, longest first."""
     pairs = list(zip(tokens, types, strict=True))
     tokenizer.add_special_tokens(
         [AddedToken(t, normalized=False, special=True) for t, kind in pairs if kind == _CONTROL]
     )
     tokenizer.add_tokens(
-        [AddedToken(t, normalized=True) for t, kind in pairs if kind == _USER_DEFINED]
+        [AddedToken(t, normalized=normalized) for t, kind in pairs if kind == _USER_DEFINED]
     )
 
 

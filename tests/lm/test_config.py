@@ -483,6 +483,9 @@ def test_both_spellings_of_every_rope_agree(name):
 def test_every_family_names_what_it_does_not_know(name):
     with pytest.raises(UserError, match="surprise = 1"):
         DecoderConfig.from_hf(CONFIGS[name] | {"surprise": 1})
+    if inner := CONFIGS[name].get("text_config"):
+        with pytest.raises(UserError, match="surprise = 1"):
+            DecoderConfig.from_hf(CONFIGS[name] | {"text_config": inner | {"surprise": 1}})
     if rope := CONFIGS[name].get("rope_parameters"):
         kinds = rope if "full_attention" in rope else {"": rope}
         for part, parameters in kinds.items():
