@@ -90,10 +90,10 @@ def _special_names(field: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _sentencepiece(field: Mapping[str, Any]) -> Tokenizer:
-    types = field["token_type"]
-    # Runs of spaces are stored as spaces, the rest with SentencePiece's mark for them.
+    types, prefix = field["token_type"], field.get("add_space_prefix", True)
+    # Gemma's runs of spaces are stored as spaces, the rest with SentencePiece's mark for them.
     tokens = [
-        token.replace(" ", _SPACE) if kind == _USER_DEFINED else token
+        token.replace(" ", _SPACE) if kind == _USER_DEFINED and not prefix else token
         for token, kind in zip(field["tokens"], types, strict=True)
     ]
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -121,7 +121,6 @@ def _sentencepiece(field: Mapping[str, Any]) -> Tokenizer:
     )
     spaces = normalizers.Replace(" ", _SPACE)
     back = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    prefix = field.get("add_space_prefix", True)
     if prefix:
         # Llama's and Mistral's: a text begins as a word within it does.
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces])
@@ -129,7 +128,7 @@ def _sentencepiece(field: Mapping[str, Any]) -> Tokenizer:
     else:
         tokenizer.normalizer = spaces
         tokenizer.decoder = decoders.Sequence(back)
-    # A prefix would be put before the user's tokens too.
+    # Normalised, the user's tokens would have the prefix too.
     _add(tokenizer, tokens, types, normalized=not prefix)
     return tokenizer
 

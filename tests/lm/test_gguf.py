@@ -85,6 +85,19 @@ LLAMA3 = {
     "tokenizer.ggml.add_bos_token": None,
     "llama.vocab_size": 266,
 }
+# SentencePiece's vocabulary, as in files of Llama 1 and 2 and of Mistral.
+LLAMA2 = dict(
+    zip(("tokens", "scores", "token_type"), tiny_gguf.sentencepiece_vocabulary(), strict=True),
+    model="llama",
+    merges=None,
+    pre=None,
+    bos_token_id=2,
+    eos_token_id=1,
+    unknown_token_id=3,
+    add_space_prefix=None,
+    add_bos_token=None,
+)
+LLAMA2 = {f"tokenizer.ggml.{k}": v for k, v in LLAMA2.items()} | {"llama.vocab_size": None}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -120,15 +133,19 @@ def test_llama_3_tokens(tmp_path: Path):
 
 
 @pytest.mark.torch
-def test_llama_3_tokens_are_those_of_transformers(tmp_path: Path):
+@pytest.mark.parametrize("version", [2, 3])
+def test_llama_tokens_are_those_of_transformers(tmp_path: Path, version: int):
     pytest.importorskip("torch")
     from transformers import AutoTokenizer
 
     path = tmp_path / "tiny.gguf"
-    _llama3(path)
+    _llama3(path) if version == 3 else tiny_gguf.write(path, "llama", metadata=LLAMA2)
     ours = Tokenizer.from_file(str(_convert(path, tmp_path) / "tokenizer.json"))
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf")
-    for text in (" happy don't HAPPY'S", "12 1234567\n\n  happy", "快乐！\r\n\t x", "a  b?? \n"):
+    for text in {
+        2: ("happiness, sad. Tea", "sad 快乐的\n\n"),
+        3: (" happy don't HAPPY'S", "12 1234567\n\n  happy", "快乐！\r\n\t x", "a  b?? \n"),
+    }[version]:
         ids = theirs(text, add_special_tokens=False).input_ids
         assert ours.encode(text, add_special_tokens=False).ids == ids, text
 
@@ -141,7 +158,7 @@ def test_logits_are_those_of_the_model_that_was_converted(tmp_path: Path, archit
     For Llama it has the rope of Llama 3, which the file holds as `rope_freqs.weight`.
     """
     torch = pytest.importorskip("torch")
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     path = tmp_path / "tiny.gguf"
     llama = architecture == "llama"
@@ -149,25 +166,32 @@ def test_logits_are_those_of_the_model_that_was_converted(tmp_path: Path, archit
     directory = _convert(path, tmp_path)
     attributes = json.loads((directory / "config.json").read_text())
     config = DecoderConfig.from_hf(attributes)
-    original = attributes | ({"rope_parameters": LLAMA3_ROPE} if llama else {})
-    theirs = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(**original), attn_implementation="eager"
-    ).float()
-    wrong = theirs.load_state_dict({n: torch.tensor(v) for n, v in expected.items()}, strict=False)
-    assert not wrong.unexpected_keys and set(wrong.missing_keys) <= {"lm_head.weight"}
+    original = tmp_path / "original"
+    original.mkdir()
+    safetensors.numpy.save_file(expected, original / "model.safetensors", {"format": "pt"})
+    attributes |= {"rope_parameters": LLAMA3_ROPE} if llama else {}
+    (original / "config.json").write_text(json.dumps(attributes))
     tokens = np.random.default_rng(0).integers(3, 260, (2, 100))
-    with torch.no_grad():
-        logits = theirs.eval()(torch.tensor(tokens)).logits.numpy()
+
+    def run(directory: Path) -> np.ndarray:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+        assert not any(report.values()), report
+        with torch.no_grad():
+            return model(torch.tensor(tokens)).logits.numpy()
+
+    logits = run(original)
     with jax.default_matmul_precision("highest"):
         ours = decoder.logits(
             config, weights.load(directory, config), jnp.asarray(tokens), jnp.ones((2, 100), bool)
         )
     assert np.abs(ours - logits).max() < 1e-5 * np.abs(logits).max()
     if llama:  # and `transformers` reads the directory alike
-        again = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-        with torch.no_grad():
-            found = again(torch.tensor(tokens)).logits.numpy()
-        assert np.abs(found - logits).max() < 1e-5 * np.abs(logits).max()
+        assert np.abs(run(directory) - logits).max() < 1e-5 * np.abs(logits).max()
 
 
 def test_scaled_ropes(tmp_path: Path):
@@ -191,18 +215,19 @@ def test_scaled_ropes(tmp_path: Path):
 def test_sentencepiece_tokens_with_a_space_before_the_text(tmp_path: Path):
     """Llama's and Mistral's, which is what a file that does not say so means."""
     path = tmp_path / "tiny.gguf"
-    fields = {"tokenizer.ggml.add_space_prefix": None, "tokenizer.ggml.add_bos_token": None}
-    tiny_gguf.write(path, metadata=fields)
+    tiny_gguf.write(path, "llama", metadata=LLAMA2)
     tokenizer = Tokenizer.from_file(str(_convert(path, tmp_path) / "tokenizer.json"))
     for text, tokens in {
         "happiness": ["▁happiness"],
         "happy sad": ["▁happy", "▁sad"],
         " happy": ["▁", "▁happy"],
+        "sad\n\nsad": ["▁sad", "\n\n", "▁sad"],
         "快乐的": ["▁快乐", "<0xE7>", "<0x9A>", "<0x84>"],
     }.items():
         found = tokenizer.encode(text)
         assert found.tokens == ["<bos>", *tokens]
-        assert tokenizer.decode(found.ids) == text
+        # As in llama.cpp and in Llama's own tokenizer.json, a word after such a token too.
+        assert tokenizer.decode(found.ids) == text.replace("\n\n", "\n\n ")
 
 
 @pytest.mark.parametrize("kind", gguf_file._KINDS)

@@ -257,7 +257,7 @@ def write(
             writer.add_tensor(_gguf_name(architecture, name), data, raw_dtype=kind)
             # Blocks run along rows and only rows are permuted, so the two commute.
             back = dequantize(quantize(stored if transposed else value, kind), kind)
-            expected[name] = back.T if transposed else back
+            expected[name] = np.ascontiguousarray(back.T) if transposed else back
     for name, value in (tensors or {}).items():
         writer.add_tensor(name, value)
     writer.write_header_to_file()
