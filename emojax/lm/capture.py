@@ -231,8 +231,10 @@ def _capture(
     positions = decoder.positions_of(mask)
     prompt = jnp.zeros_like(mask)
     parts = []
+    longest = jnp.max(positions) + 1
     for rows in _parts(*mask.shape):
-        context = decoder.context_of(config, positions[rows], positions[rows], mask[rows])
+        at = positions[rows]
+        context = decoder.context_of(config, at, at, mask[rows], longest)
         parts.append((context, prompt[rows], intervene.of_rows(interventions, rows)))
 
     def room(h: Array) -> dict[str, Array]:

@@ -16,6 +16,13 @@ class Rope:
         `low_freq_factor` and `high_freq_factor` in `original_context` tokens.
       "yarn": the same with a ramp over the dimensions between `beta_slow` and `beta_fast` turns,
         and queries and keys multiplied by `attention_factor` (Peng et al. 2023, arXiv:2309.00071).
+      "dynamic": theta grows with the longest row once that exceeds `original_context` ("NTK-aware"
+        scaling, appendix B of the same paper).
+      "longrope": each divided by its own number, in `short_factor`, or in `long_factor` once the
+        longest row exceeds `original_context`; multiplied by `attention_factor` too (Ding et al.
+        2024, arXiv:2402.13753).
+
+    By the last two a row's numbers depend on the longest row beside it (`rope`).
     """
 
     theta: float
@@ -27,6 +34,8 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float = 1.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,9 +113,15 @@ def context_of(
     positions: Int[Array, "batch time"],
     key_positions: Int[Array, "batch keys"],
     key_mask: Bool[Array, "batch keys"],
+    length: Int[Array, ""] | None = None,
 ) -> Context:
-    """The context of tokens at `positions` that attend to the given keys."""
-    cos, sin = rope.tables(config.ropes, config.rotary_dim or config.head_dim, positions)
+    """The context of tokens at `positions` that attend to the given keys.
+
+    `length` is how many tokens the longest row has, if these are only part of a batch.
+    """
+    length = jnp.max(positions) + 1 if length is None else length
+    rotary_dim = config.rotary_dim or config.head_dim
+    cos, sin = rope.tables(config.ropes, rotary_dim, positions, length)
     return Context(positions, key_positions, key_mask, cos, sin)
 
 

@@ -96,7 +96,8 @@ def generate(
 ) -> Generation:
     """Continues every prompt, all in one batch.
 
-    A row's tokens depend on its own prompt, seed and interventions, not on the rows beside it.
+    A row's tokens depend on its own prompt, seed and interventions, not on the rows beside it, but
+    for the ropes "dynamic" and "longrope", which go by the longest row (`rope`).
 
     Args:
       lm: the language model.

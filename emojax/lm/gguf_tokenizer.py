@@ -1,7 +1,8 @@
 """The tokenizer inside a GGUF file, built with the `tokenizers` library.
 
-Two kinds: SentencePiece's byte-pair encoding with byte fallback (Gemma), and GPT-2's byte-level one
-(SmolLM2, Qwen). `transformers` converts them too, but differently from one version to the next.
+Two kinds: SentencePiece's byte-pair encoding with byte fallback (Gemma, Llama 1 and 2, Mistral),
+and GPT-2's byte-level one (Llama 3, Qwen, SmolLM2, GPT-2, Pythia). `transformers` converts them
+too, but differently from one version to the next.
 """
 
 import json
@@ -45,10 +46,6 @@ def write(metadata: Mapping[str, Any], path: Path, directory: Path) -> None:
     for name in ("tokens", "token_type", needs):
         if name not in field:
             raise UserError(f"{path} lacks {_PREFIX}{name}; use a complete GGUF file.")
-    if kind == "llama" and field.get("add_space_prefix", True):
-        raise UserError(
-            f"{path} has {_PREFIX}add_space_prefix, which is not supported; use another model."
-        )
     if kind == "gpt2" and field.get("pre") not in _SPLITS:
         raise UserError(
             f"{path} has {_PREFIX}pre {field.get('pre')!r}, which is not supported; use a file "
@@ -61,7 +58,9 @@ def write(metadata: Mapping[str, Any], path: Path, directory: Path) -> None:
         raise UserError(
             f"The tokenizer in {path} cannot be built ({error}); use another file."
         ) from None
-    if field.get("add_bos_token", False) and "bos_token" in names:
+    # What llama.cpp does where the file does not say.
+    begins = kind == "llama" or field.get("pre") == "llama-bpe"
+    if field.get("add_bos_token", begins) and "bos_token" in names:
         bos = names["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A",
@@ -91,10 +90,10 @@ def _special_names(field: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _sentencepiece(field: Mapping[str, Any]) -> Tokenizer:
-    types = field["token_type"]
-    # Runs of spaces are stored as spaces, the rest with SentencePiece's mark for them.
+    types, prefix = field["token_type"], field.get("add_space_prefix", True)
+    # Gemma's runs of spaces are stored as spaces, the rest with SentencePiece's mark for them.
     tokens = [
-        token.replace(" ", _SPACE) if kind == _USER_DEFINED else token
+        token.replace(" ", _SPACE) if kind == _USER_DEFINED and not prefix else token
         for token, kind in zip(field["tokens"], types, strict=True)
     ]
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -120,53 +119,75 @@ def _sentencepiece(field: Mapping[str, Any]) -> Tokenizer:
             byte_fallback=True,
         )
     )
-    tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    _add(tokenizer, tokens, types)
+    spaces = normalizers.Replace(" ", _SPACE)
+    back = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:
+        # Llama's and Mistral's: a text begins as a word within it does.
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces])
+        tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)])
+    else:
+        tokenizer.normalizer = spaces
+        tokenizer.decoder = decoders.Sequence(back)
+    # Normalised, the user's tokens would have the prefix too.
+    _add(tokenizer, tokens, types, normalized=not prefix)
     return tokenizer
 
 
-# Qwen's: contractions, words with what is before them, single digits, marks, line ends, spaces.
-_QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Qwen's: contractions, words with what is before them, digits, marks, line ends, spaces. Llama's
+# takes up to three digits together.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
+    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+def _words(digits: str) -> pre.PreTokenizer:
+    return pre.Sequence(
+        [
+            pre.Split(Regex(_WORDS.format(digits=digits)), behavior="isolated"),
+            pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
 _SPLITS = {
+    "gpt-2": lambda: pre.ByteLevel(add_prefix_space=False),
+    "llama-bpe": lambda: _words("{1,3}"),
+    "mpt": lambda: pre.ByteLevel(add_prefix_space=False),  # GPT-NeoX's and Pythia's
+    "olmo": lambda: pre.ByteLevel(add_prefix_space=False),  # the same
+    "qwen2": lambda: _words(""),
     "smollm": lambda: pre.Sequence(
         [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]
     ),
-    "qwen2": lambda: pre.Sequence(
-        [
-            pre.Split(Regex(_QWEN), behavior="isolated"),
-            pre.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    ),
-    "gpt-2": lambda: pre.ByteLevel(add_prefix_space=False),
 }
+# Those whose texts are put into Unicode's composed form first.
+_COMPOSED = ("mpt", "olmo", "qwen2")
 
 
 def _byte_level(field: Mapping[str, Any]) -> Tokenizer:
     vocabulary = {token: i for i, token in enumerate(field["tokens"])}
     merges = [tuple(merge.split(" ")) for merge in field["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    # Llama 3 takes a word that is a token whole, whether merges lead there or not.
+    whole = field["pre"] == "llama-bpe"
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=whole))
     tokenizer.pre_tokenizer = _SPLITS[field["pre"]]()
-    if field["pre"] == "qwen2":
+    if field["pre"] in _COMPOSED:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     _add(tokenizer, field["tokens"], field["token_type"])
     return tokenizer
 
 
-def _add(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
+def _add(
+    tokenizer: Tokenizer, tokens: list[str], types: list[int], normalized: bool = True
+) -> None:
     """Control tokens are found in the raw text, the user's in the normalised one, longest first."""
     pairs = list(zip(tokens, types, strict=True))
     tokenizer.add_special_tokens(
         [AddedToken(t, normalized=False, special=True) for t, kind in pairs if kind == _CONTROL]
     )
     tokenizer.add_tokens(
-        [AddedToken(t, normalized=True) for t, kind in pairs if kind == _USER_DEFINED]
+        [AddedToken(t, normalized=normalized) for t, kind in pairs if kind == _USER_DEFINED]
     )
 
 

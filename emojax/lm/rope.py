@@ -1,4 +1,12 @@
-"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864), halves rotated as in Llama."""
+"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864), halves rotated as in Llama.
+
+Two kinds, "dynamic" and "longrope", depend on how many tokens are read: every call takes them from
+its own longest row, as `transformers` does with a model that has just been loaded (there a module
+remembers the longest call until a short one comes). With a KV cache that is the length so far, so
+that keys keep the turn they were written with, while later queries and keys turn by the frequencies
+of the longer text. Generation here is the same: until the longest row crosses the original context
+it equals a pass over the whole, and from there on the steps of `transformers` with its cache.
+"""
 
 import math
 
@@ -9,8 +17,13 @@ from jaxtyping import Array, Float, Int
 from emojax.lm.config import Rope
 
 
-def inverse_frequencies(rope: Rope, rotary_dim: int) -> Float[np.ndarray, " half"]:
-    """Radians per token of each pair of the rotated dimensions, scaled as `rope.kind` says."""
+def inverse_frequencies(
+    rope: Rope, rotary_dim: int, length: Int[Array, ""]
+) -> Float[np.ndarray | Array, " half"]:
+    """Radians per token of each pair of the rotated dimensions, scaled as `rope.kind` says.
+
+    Traced where `length`, the tokens of the longest row, plays a part; else constants.
+    """
     exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
     frequencies = 1.0 / np.float32(rope.theta) ** exponents
     if rope.kind == "linear":
@@ -33,15 +46,27 @@ def inverse_frequencies(rope: Rope, rotary_dim: int) -> Float[np.ndarray, " half
         steps = np.arange(rotary_dim // 2, dtype=np.float32) - first
         kept = 1 - np.clip(steps / max(last - first, 1e-3), 0.0, 1.0)
         return (frequencies * (kept + (1 - kept) / rope.factor)).astype(np.float32)
+    if rope.kind == "dynamic":
+        # As if theta were times `stretch` ** (d / (d - 2)); 1 within the original context.
+        beyond = jnp.maximum(length - rope.original_context, 0)
+        stretch = 1 + rope.factor * beyond / rope.original_context
+        return frequencies * stretch ** (-exponents * (rotary_dim / (rotary_dim - 2)))
+    if rope.kind == "longrope":
+        short = frequencies / np.array(rope.short_factor, np.float32)
+        long = frequencies / np.array(rope.long_factor, np.float32)
+        return jnp.where(length > rope.original_context, long, short)
     return frequencies
 
 
 def tables(
-    ropes: tuple[Rope, ...], rotary_dim: int, positions: Int[Array, "batch time"]
+    ropes: tuple[Rope, ...],
+    rotary_dim: int,
+    positions: Int[Array, "batch time"],
+    length: Int[Array, ""],
 ) -> tuple[Float[Array, "ropes batch time half"], Float[Array, "ropes batch time half"]]:
-    """Cosines and sines of every rope at every position, in float32."""
-    frequencies = np.array([inverse_frequencies(r, rotary_dim) for r in ropes], np.float32)
-    frequencies = frequencies.reshape(len(ropes), rotary_dim // 2)
+    """Cosines and sines of every rope at every position, in float32; `length` as above."""
+    found = [inverse_frequencies(rope, rotary_dim, length) for rope in ropes]
+    frequencies = jnp.asarray(found, jnp.float32).reshape(len(ropes), rotary_dim // 2)
     gains = jnp.asarray([r.attention_factor for r in ropes], jnp.float32)[:, None, None, None]
     angles = positions[None, :, :, None].astype(jnp.float32) * frequencies[:, None, None, :]
     return jnp.cos(angles) * gains, jnp.sin(angles) * gains

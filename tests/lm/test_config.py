@@ -15,6 +15,12 @@ pytestmark = pytest.mark.smoke
 
 GEMMA, LLAMA = CONFIGS["gemma3"], CONFIGS["llama_mha"]
 GEMMA2, QWEN2, GPT2, NEOX = (CONFIGS[name] for name in ("gemma2", "qwen2", "gpt2", "neox"))
+LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+    "original_max_position_embeddings": 32,
+}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
@@ -441,14 +447,77 @@ def test_two_ropes_must_say_the_same(name, part):
     assert 3.0 in {r.factor for r in DecoderConfig.from_hf(other | {"rope_parameters": {}}).ropes}
 
 
-def test_both_forms_of_llama_rope_agree():
-    newer = CONFIGS["llama_mqa_llama3_rope"]
-    scaling = dict(newer["rope_parameters"])
-    older = {k: v for k, v in newer.items() if k != "rope_parameters"}
-    older["rope_theta"] = scaling.pop("rope_theta")
-    assert DecoderConfig.from_hf(older | {"rope_scaling": scaling}) == DecoderConfig.from_hf(newer)
-    scaling["type"] = scaling.pop("rope_type")
-    assert DecoderConfig.from_hf(older | {"rope_scaling": scaling}) == DecoderConfig.from_hf(newer)
+def older(attributes):
+    """The same config in the spelling before `rope_parameters`."""
+    left = {k: v for k, v in attributes.items() if k not in ("rope_parameters", "text_config")}
+    if "text_config" in attributes:
+        return left | {"text_config": older(attributes["text_config"])}
+    rope = dict(attributes["rope_parameters"])
+    theta, fraction = "rope_theta", rope.pop("partial_rotary_factor", None)
+    if fraction is not None:
+        theta, left["rotary_pct"] = "rotary_emb_base", fraction
+    if "full_attention" in rope:
+        left["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = dict(rope["full_attention"])
+    left[theta], kind = rope.pop("rope_theta"), rope.pop("rope_type")
+    return left | ({} if kind == "default" else {"rope_scaling": {"type": kind, **rope}})
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("gpt2")])
+def test_both_spellings_of_every_rope_agree(name):
+    attributes = CONFIGS[name]
+    if "rope_parameters" not in attributes.get("text_config", attributes):
+        attributes = attributes | {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}
+        }
+    before = older(attributes)
+    assert DecoderConfig.from_hf(before) == DecoderConfig.from_hf(attributes)
+    if "rope_scaling" in before:  # the name of its kind was spelt both ways
+        scaling = dict(before["rope_scaling"])
+        scaling["rope_type"] = scaling.pop("type")
+        again = DecoderConfig.from_hf(before | {"rope_scaling": scaling})
+        assert again == DecoderConfig.from_hf(attributes)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_names_what_it_does_not_know(name):
+    with pytest.raises(UserError, match="surprise = 1"):
+        DecoderConfig.from_hf(CONFIGS[name] | {"surprise": 1})
+    if inner := CONFIGS[name].get("text_config"):
+        with pytest.raises(UserError, match="surprise = 1"):
+            DecoderConfig.from_hf(CONFIGS[name] | {"text_config": inner | {"surprise": 1}})
+    if rope := CONFIGS[name].get("rope_parameters"):
+        kinds = rope if "full_attention" in rope else {"": rope}
+        for part, parameters in kinds.items():
+            other = parameters | {"surprise": 1}
+            with pytest.raises(UserError, match=r"rope_parameters\S*\.surprise = 1"):
+                DecoderConfig.from_hf(
+                    CONFIGS[name] | {"rope_parameters": rope | {part: other} if part else other}
+                )
+
+
+def test_longrope_takes_what_it_needs_from_the_config():
+    plain = CONFIGS["qwen3_longrope"]
+    (rope,) = DecoderConfig.from_hf(plain).ropes
+    # The paper's, from the ratio of the two contexts: 128 tokens over 32.
+    assert rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(32)))
+    assert (rope.original_context, len(rope.short_factor)) == (32, 8)
+    parameters = dict(plain["rope_parameters"])
+    name = "original_max_position_embeddings"
+    beside = {name: parameters.pop(name)}
+    assert DecoderConfig.from_hf(plain | {"rope_parameters": parameters} | beside).ropes == (rope,)
+    with pytest.raises(UserError, match=f"{name} = 64"):
+        DecoderConfig.from_hf(plain | {name: 64})
+    (other,) = DecoderConfig.from_hf(
+        plain | {"rope_parameters": plain["rope_parameters"] | {"factor": 1.0}}
+    ).ropes
+    assert other.attention_factor == 1
+
+
+def test_a_dynamic_rope_reaches_further_than_the_context_of_its_training():
+    config = DecoderConfig.from_hf(CONFIGS["llama_dynamic_rope"])
+    assert config.ropes[0].original_context == 32 and config.context == 64
+    assert DecoderConfig.from_hf(CONFIGS["llama_linear_rope"]).context == 128
 
 
 @pytest.mark.parametrize(
@@ -480,8 +549,11 @@ def test_both_forms_of_llama_rope_agree():
         (LLAMA | {"num_key_value_heads": 3}, "num_key_value_heads = 3"),
         (LLAMA | {"hidden_size": "32"}, "hidden_size = '32'"),
         (LLAMA | {"head_dim": 7}, "head_dim = 7"),
-        (LLAMA | {"rope_scaling": {"type": "dynamic"}}, "rope_parameters.rope_type = 'dynamic'"),
-        (LLAMA | {"rope_scaling": {"type": "longrope"}}, "rope_parameters.rope_type = 'longrope'"),
+        (LLAMA | {"rope_scaling": {"type": "dynamic"}}, "lacks rope_parameters.factor"),
+        (LLAMA | {"rope_scaling": {"type": "longrope"}}, "lacks rope_parameters.short_factor"),
+        (LLAMA | {"rope_scaling": LONGROPE}, "without 4 numbers each"),
+        (LLAMA | {"rope_scaling": LONGROPE | {"long_factor": 2}}, "rope_parameters.long_factor"),
+        (LLAMA | {"rope_scaling": {"type": "axial"}}, "rope_parameters.rope_type = 'axial'"),
         (LLAMA | {"rope_scaling": YARN | {"mscale": 0.7}}, "rope_parameters.mscale = 0.7"),
         (LLAMA | {"rope_scaling": {"type": "linear"}}, "rope_parameters.factor"),
         (LLAMA | {"rope_scaling": {"beta_fast": 2}}, "rope_parameters.beta_fast"),

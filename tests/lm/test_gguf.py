@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import gguf as gguf_library
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -16,8 +18,9 @@ from tokenizers import Tokenizer
 
 from emojax import files
 from emojax.errors import UserError
-from emojax.lm import gguf, weights
+from emojax.lm import decoder, gguf, gguf_file, weights
 from emojax.lm.config import DecoderConfig
+from emojax.lm.gguf_config import hf_config
 
 pytestmark = pytest.mark.smoke
 
@@ -37,7 +40,7 @@ def test_weights_come_back_in_hugging_face_layout(tmp_path: Path, architecture: 
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", ["gemma2", "gpt2", "gptneox", "qwen2", "qwen3"])
 def test_other_architectures_become_models(tmp_path: Path, architecture: str):
     path = tmp_path / "tiny.gguf"
     expected = tiny_gguf.write(path, architecture, Kind.Q8_0)
@@ -53,6 +56,8 @@ def test_other_architectures_become_models(tmp_path: Path, architecture: str):
         traits
         == {
             "gemma2": ("gemma2", (), False, 20.0),
+            "gpt2": ("gpt2", ("q", "k", "v", "o", "up", "down"), False, 0.0),
+            "gptneox": ("gpt_neox", ("q", "k", "v", "o", "up", "down"), False, 0.0),
             "qwen2": ("qwen2", ("q", "k", "v"), False, 0.0),
             "qwen3": ("qwen3", (), True, 0.0),
         }[architecture]
@@ -72,11 +77,164 @@ def test_qwen_tokens_are_those_of_transformers(tmp_path: Path):
         assert ours.encode(text).ids == theirs(text).input_ids, text
 
 
-@pytest.mark.parametrize("kind", gguf._KINDS)
+# The byte-level vocabulary, with a word that no merges lead to.
+LLAMA3 = {
+    "tokenizer.ggml.pre": "llama-bpe",
+    "tokenizer.ggml.tokens": [*tiny_gguf.byte_level_vocabulary()[0], "Ġsad"],
+    "tokenizer.ggml.token_type": [*tiny_gguf.byte_level_vocabulary()[2], 1],
+    "tokenizer.ggml.add_bos_token": None,
+    "llama.vocab_size": 266,
+}
+# SentencePiece's vocabulary, as in files of Llama 1 and 2 and of Mistral.
+LLAMA2 = dict(
+    zip(("tokens", "scores", "token_type"), tiny_gguf.sentencepiece_vocabulary(), strict=True),
+    model="llama",
+    merges=None,
+    pre=None,
+    bos_token_id=2,
+    eos_token_id=1,
+    unknown_token_id=3,
+    add_space_prefix=None,
+    add_bos_token=None,
+)
+LLAMA2 = {f"tokenizer.ggml.{k}": v for k, v in LLAMA2.items()} | {"llama.vocab_size": None}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def _llama3(path: Path) -> dict[str, np.ndarray]:
+    factors = tiny_gguf.rope_factors(10000.0, 8.0, 1.0, 4.0, 64)
+    assert len({1.0, 8.0} & {*factors.tolist()}) == 2 and len({*factors.tolist()}) > 3
+    return tiny_gguf.write(
+        path, "llama", Kind.F32, metadata=LLAMA3, tensors={"rope_freqs.weight": factors}
+    )
+
+
+def test_llama_3_tokens(tmp_path: Path):
+    path = tmp_path / "tiny.gguf"
+    _llama3(path)
+    tokenizer = Tokenizer.from_file(str(_convert(path, tmp_path) / "tokenizer.json"))
+    for text, tokens in {
+        " happy": ["Ġhappy"],
+        " sad": ["Ġsad"],  # a token whole, though no merges lead to it
+        "1234": ["12", "3", "4"],  # up to three digits are one word, of which 1 and 2 merge
+        "<|im_end|>é": ["<|im_end|>", "Ã", "©"],
+    }.items():
+        found = tokenizer.encode(text)
+        # As llama.cpp does for this kind where the file does not say.
+        assert found.tokens == ["<|im_start|>", *tokens]
+        assert tokenizer.decode(found.ids, skip_special_tokens=False) == "<|im_start|>" + text
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("version", [2, 3])
+def test_llama_tokens_are_those_of_transformers(tmp_path: Path, version: int):
+    pytest.importorskip("torch")
+    from transformers import AutoTokenizer
+
+    path = tmp_path / "tiny.gguf"
+    _llama3(path) if version == 3 else tiny_gguf.write(path, "llama", metadata=LLAMA2)
+    ours = Tokenizer.from_file(str(_convert(path, tmp_path) / "tokenizer.json"))
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    for text in {
+        2: ("happiness, sad. Tea", "sad 快乐的\n\n"),
+        3: (" happy don't HAPPY'S", "12 1234567\n\n  happy", "快乐！\r\n\t x", "a  b?? \n"),
+    }[version]:
+        ids = theirs(text, add_special_tokens=False).input_ids
+        assert ours.encode(text, add_special_tokens=False).ids == ids, text
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("architecture", ["gpt2", "gptneox", "llama"])
+def test_logits_are_those_of_the_model_that_was_converted(tmp_path: Path, architecture: str):
+    """The original in `transformers`: what GGUF permutes, transposes or says otherwise is undone.
+
+    For Llama it has the rope of Llama 3, which the file holds as `rope_freqs.weight`.
+    """
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    path = tmp_path / "tiny.gguf"
+    llama = architecture == "llama"
+    expected = _llama3(path) if llama else tiny_gguf.write(path, architecture, Kind.F32)
+    directory = _convert(path, tmp_path)
+    attributes = json.loads((directory / "config.json").read_text())
+    config = DecoderConfig.from_hf(attributes)
+    original = tmp_path / "original"
+    original.mkdir()
+    safetensors.numpy.save_file(expected, original / "model.safetensors", {"format": "pt"})
+    attributes |= {"rope_parameters": LLAMA3_ROPE} if llama else {}
+    (original / "config.json").write_text(json.dumps(attributes))
+    tokens = np.random.default_rng(0).integers(3, 260, (2, 100))
+
+    def run(directory: Path) -> np.ndarray:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+        assert not any(report.values()), report
+        with torch.no_grad():
+            return model(torch.tensor(tokens)).logits.numpy()
+
+    logits = run(original)
+    with jax.default_matmul_precision("highest"):
+        ours = decoder.logits(
+            config, weights.load(directory, config), jnp.asarray(tokens), jnp.ones((2, 100), bool)
+        )
+    assert np.abs(ours - logits).max() < 1e-5 * np.abs(logits).max()
+    if llama:  # and `transformers` reads the directory alike
+        assert np.abs(run(directory) - logits).max() < 1e-5 * np.abs(logits).max()
+
+
+def test_scaled_ropes(tmp_path: Path):
+    scaling = {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
+    for architecture, kind in (("gemma3", "linear"), ("qwen2", "yarn")):
+        path = tmp_path / f"{architecture}.gguf"
+        fields = scaling | {"rope.scaling.type": kind, "rope.scaling.finetuned": True}
+        if kind == "yarn":
+            fields["rope.scaling.original_context_length"] = 16
+        tiny_gguf.write(
+            path, architecture, metadata={f"{architecture}.{k}": v for k, v in fields.items()}
+        )
+        config = DecoderConfig.from_hf(hf_config(gguf_file.read(path)))
+        assert (config.ropes[0].kind, config.ropes[0].factor) == (kind, 8.0)
+        if kind == "yarn":
+            assert config.ropes[0].original_context == 16
+        else:  # the windows' rope is not scaled
+            assert config.ropes[1].kind == "default"
+
+
+def test_sentencepiece_tokens_with_a_space_before_the_text(tmp_path: Path):
+    """Llama's and Mistral's, which is what a file that does not say so means."""
+    path = tmp_path / "tiny.gguf"
+    tiny_gguf.write(path, "llama", metadata=LLAMA2)
+    tokenizer = Tokenizer.from_file(str(_convert(path, tmp_path) / "tokenizer.json"))
+    for text, tokens in {
+        "happiness": ["▁happiness"],
+        "happy sad": ["▁happy", "▁sad"],
+        " happy": ["▁", "▁happy"],
+        "sad\n\nsad": ["▁sad", "\n\n", "▁sad"],
+        "快乐的": ["▁快乐", "<0xE7>", "<0x9A>", "<0x84>"],
+    }.items():
+        found = tokenizer.encode(text)
+        assert found.tokens == ["<bos>", *tokens]
+        # As in llama.cpp and in Llama's own tokenizer.json, a word after such a token too.
+        assert tokenizer.decode(found.ids) == text.replace("\n\n", "\n\n ")
+
+
+@pytest.mark.parametrize("kind", gguf_file._KINDS)
 def test_every_type_is_dequantised_as_the_library_does(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(gguf, "_CHUNK", 512)  # several pieces
+    monkeypatch.setattr(gguf_file, "_CHUNK", 512)  # several pieces
     block, size = GGML_QUANT_SIZES[Kind[kind]]
     random = np.random.default_rng(1)
     shape = (6, 512)
@@ -98,7 +256,7 @@ def test_every_type_is_dequantised_as_the_library_does(
     writer.write_tensors_to_file()
     writer.close()
 
-    source = gguf.read(path)
+    source = gguf_file.read(path)
     assert source.tensors["x"].shape == shape
     chunks = list(source.chunks("x"))
     assert len(chunks) == 6
@@ -110,7 +268,7 @@ def test_every_type_is_dequantised_as_the_library_does(
 def test_the_header_is_read_as_the_library_reads_it(tmp_path: Path):
     path = tmp_path / "tiny.gguf"
     tiny_gguf.write(path)
-    ours, theirs = gguf.read(path), gguf_library.GGUFReader(path)
+    ours, theirs = gguf_file.read(path), gguf_library.GGUFReader(path)
     fields = {k: v.contents() for k, v in theirs.fields.items() if not k.startswith("GGUF.")}
     assert ours.metadata == fields
     assert {
@@ -246,17 +404,18 @@ def test_a_cache_that_cannot_be_written_to(tmp_path: Path):
     [
         ("llama", {"general.architecture": "mamba"}, "general.architecture 'mamba'"),
         ("llama", {"llama.expert_count": 8}, "llama.expert_count = 8"),
-        ("llama", {"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type = 'yarn'"),
+        ("llama", {"llama.rope.scaling.type": "longrope"}, "llama.rope.scaling.type = longrope"),
+        ("llama", {"llama.rope.scaling.type": "linear"}, "llama.rope.scaling.factor"),
+        ("llama", {"llama.rope.scaling.yarn_ext_factor": 2.0}, "yarn_ext_factor = 2.0"),
+        ("llama", {"general.architecture": "mistral3"}, "general.architecture 'mistral3'"),
         ("llama", {"llama.rope.dimension_count": 16}, "llama.rope.dimension_count = 16"),
         ("llama", {"llama.attention.head_count": [4] * 7}, "llama.attention.head_count"),
         ("llama", {"llama.embedding_length": None}, "lacks the attribute llama.embedding_length"),
         ("llama", {"tokenizer.ggml.pre": "tekken"}, "tokenizer.ggml.pre 'tekken'"),
-        ("llama", {"tokenizer.ggml.pre": "llama-bpe"}, "tokenizer.ggml.pre 'llama-bpe'"),
         ("llama", {"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model 'bert'"),
         ("llama", {"tokenizer.ggml.merges": None}, "lacks tokenizer.ggml.merges"),
         ("llama", {"tokenizer.ggml.merges": ["zz yy"]}, "cannot be built"),
         ("llama", {"tokenizer.ggml.bos_token_id": 9999}, "cannot be built"),
-        ("gemma3", {"tokenizer.ggml.add_space_prefix": True}, "add_space_prefix"),
         ("gemma3", {"tokenizer.ggml.scores": [0.0]}, "cannot be built"),
     ],
 )
@@ -271,7 +430,7 @@ def test_what_is_not_supported_is_named(tmp_path: Path, architecture, metadata, 
 
 def test_a_tensor_that_is_not_known_is_named(tmp_path: Path):
     path = tmp_path / "tiny.gguf"
-    tiny_gguf.write(path, "llama", tensors={"rope_freqs.weight": np.ones(4, np.float32)})
+    tiny_gguf.write(path, "qwen2", tensors={"rope_freqs.weight": np.ones(4, np.float32)})
     with pytest.raises(UserError, match=r"rope_freqs\.weight"):
         _convert(path, tmp_path)
 
@@ -280,7 +439,7 @@ def test_a_type_that_is_not_supported_is_named(tmp_path: Path):
     path = tmp_path / "tiny.gguf"
     tiny_gguf.write(path, "llama", tensors={"blk.0.odd.weight": np.ones(4, np.int8)})
     with pytest.raises(UserError, match=r"blk\.0\.odd\.weight .* type I8"):
-        gguf.read(path)
+        gguf_file.read(path)
 
 
 def test_a_tokenizer_that_breaks_words_is_refused(tmp_path: Path):
@@ -303,16 +462,16 @@ def test_a_tokenizer_that_breaks_words_is_refused(tmp_path: Path):
 def test_missing_foreign_truncated_and_corrupt_files(tmp_path: Path):
     path = tmp_path / "tiny.gguf"
     with pytest.raises(UserError, match="No such file"):
-        gguf.read(path)
+        gguf_file.read(path)
     path.write_bytes(b"PK\3\4 some wheel")
     with pytest.raises(UserError, match="not a GGUF file"):
-        gguf.read(path)
+        gguf_file.read(path)
     tiny_gguf.write(path)
     whole = path.read_bytes()
     for size in (4, 10, 24, 700, 5000, len(whole) // 2, len(whole) - 33):
         path.write_bytes(whole[:size])
         with pytest.raises(UserError, match="truncated"):
-            gguf.read(path)
+            gguf_file.read(path)
     random = np.random.default_rng(0)
     for _ in range(300):
         broken = bytearray(whole)
@@ -320,12 +479,12 @@ def test_missing_foreign_truncated_and_corrupt_files(tmp_path: Path):
             broken[at] = random.integers(256)
         path.write_bytes(broken)
         try:  # either it is seen, or the damage is in a value or a name
-            gguf.hf_config(gguf.read(path))
+            hf_config(gguf_file.read(path))
         except UserError as error:
             assert str(path) in str(error)
     path.write_bytes(whole[:4] + b"\1\0\0\0" + whole[8:])
     with pytest.raises(UserError, match="version 1"):
-        gguf.read(path)
+        gguf_file.read(path)
 
 
 @pytest.mark.torch

@@ -8,18 +8,28 @@ import numpy as np
 import parity_table
 import pytest
 from safetensors.numpy import load_file
-from tiny_models import CONFIGS
-from torch_models import load_reference, run_reference, run_sites, save_reference
+from tiny_models import CONFIGS, NumberTokenizer
+from torch_models import (
+    load_reference,
+    run_cached,
+    run_reference,
+    run_sites,
+    save_reference,
+)
 
 from emojax.errors import UserError
+from emojax.lm import capture as capture_module
 from emojax.lm import decoder, generate, weights
 from emojax.lm.capture import Tap, capture
 from emojax.lm.config import DecoderConfig
 from emojax.lm.families import FAMILIES
+from emojax.lm.model import LanguageModel
 
 # The prompts and their real tokens; every row has some in the first `PREFILL` positions if padded
 # on the left.
 TIME, PREFILL, LENGTHS = 40, 24, np.array([40, 33, 21, 18])
+# Those whose ropes change when a row crosses the original context of 32 tokens.
+LENGTH_ROPES = [name for name in CONFIGS if "dynamic" in name or "longrope" in name]
 
 
 @pytest.mark.torch
@@ -49,6 +59,9 @@ def test_parity_with_transformers(name, tmp_path, parity):
         # On the left, as a hole in the middle would count in the window of `transformers`.
         ours = cached_logits(config, params, tokens, mask)
         theirs, real = logits[:, PREFILL - 1 :], np.ones_like(mask[:, PREFILL - 1 :])
+        if name in LENGTH_ROPES:  # whose older keys keep their turn, as theirs in a cache do
+            theirs = run_cached(reference, tokens, mask, PREFILL)
+            assert error(theirs, logits[:, PREFILL - 1 :], real) > 1e-3
         found["KV-cache steps"] = error(ours, theirs, real)
     assert all(found[check] < 1e-5 for check in parity_table.CHECKS), found
 
@@ -63,6 +76,37 @@ def test_parity_with_transformers(name, tmp_path, parity):
     for tensor, value in first.items():
         assert again[tensor].tobytes() == value.tobytes(), tensor
     found[parity_table.ROUND_TRIP] = "same bits"
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", LENGTH_ROPES)
+def test_ropes_of_short_and_long_prompts(name, tmp_path, monkeypatch):
+    """Within the original context and beyond it, by one program; texts written across it."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr(capture_module, "_PART_TOKENS", TIME)  # each row by itself
+    reference = save_reference(CONFIGS[name], tmp_path)
+    config = DecoderConfig.from_hf(json.loads((tmp_path / "config.json").read_text()))
+    params = weights.load(tmp_path, config)
+    assert {rope.original_context for rope in config.ropes} & {32} and config.context >= 64
+    tokens = np.random.default_rng(1).integers(3, 97, (len(LENGTHS), TIME)).astype(np.int32)
+    last, compiled = Tap(config.n_layers - 1, "final_norm"), None
+    with jax.default_matmul_precision("highest"):
+        for longest in (31, 32, 33, TIME):
+            mask = np.arange(TIME) < np.minimum(LENGTHS, longest)[:, None]
+            theirs, _ = run_reference(reference, tokens, mask)
+            ours = decoder.logits(config, params, jnp.asarray(tokens), jnp.asarray(mask))
+            assert error(ours, theirs, mask) < 1e-5
+            (read,) = capture(config, params, tokens, mask, [last]).values()
+            assert error(decoder.unembed(config, params, read), theirs, mask) < 1e-5
+            compiled = compiled or decoder.logits._cache_size()
+        assert decoder.logits._cache_size() == compiled
+
+        lm = LanguageModel(name, config, params, NumberTokenizer(), tmp_path, "none")
+        settings = generate.GenerateSettings(max_new_tokens=16, temperature=0.0, stop_tokens=())
+        rows = [row[:PREFILL].tolist() for row in tokens[:2]]
+        (ours, _) = written = generate.generate(lm, rows, settings).tokens
+        assert len(ours) == 16
+        assert written == greedy(reference, rows, 16)
 
 
 @pytest.mark.torch
@@ -113,6 +157,18 @@ def test_sites_inside_a_layer(name, tmp_path):
 
 def error(ours, theirs, mask):
     return np.abs(np.asarray(ours) - theirs)[mask].max() / np.abs(theirs[mask]).max()
+
+
+def greedy(reference, rows, n):
+    """The likeliest `n` tokens after rows of one length, as `transformers` writes them."""
+    import torch
+
+    reference.generation_config.eos_token_id = None
+    prompts = torch.tensor(rows)
+    out = reference.generate(
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=n, do_sample=False
+    )
+    return out[:, prompts.shape[1] :].tolist()
 
 
 def cached_logits(config, params, tokens, mask):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_gguf
+from gguf.constants import GGMLQuantizationType
 from safetensors.numpy import load_file, save_file
 from tiny_models import CONFIGS, tiny
 
@@ -16,6 +18,9 @@ from emojax.lm import decoder, tensor_file, weights
 from emojax.lm.config import DecoderConfig
 
 pytestmark = pytest.mark.smoke
+# Every family that can be saved, all it may have among its parameters.
+SAVED = ["gemma2", "gemma3_untied", "gpt2", "gpt2_untied", "llama_biases", "mistral"]
+SAVED += ["neox", "neox_sequential", "qwen2", "qwen3_longrope"]
 
 
 @pytest.fixture
@@ -35,7 +40,8 @@ def assert_same(found, params):
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
-@pytest.mark.parametrize("name", ["gemma3_untied", "gpt2", "neox", "qwen3"])
+# One or two of every family that can be saved.
+@pytest.mark.parametrize("name", SAVED)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_what_is_saved_is_loaded_bit_by_bit(name, dtype, tmp_path):
     config, params = tiny(name)
@@ -175,32 +181,52 @@ def test_no_weights_and_broken_weights(hf_tensors, tmp_path):
 
 
 MEASURE = """
+import json
 import sys
 from pathlib import Path
 
 import jax, jax.numpy as jnp
-from tiny_models import CONFIGS
-from emojax.lm import weights
+from emojax.lm import gguf, weights
 from emojax.lm.config import DecoderConfig
 
 def kilobytes(field):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
-config = DecoderConfig.from_hf(eval(sys.argv[2]))
+path = Path(sys.argv[1])
 jax.block_until_ready(jnp.zeros(8) + 1)
 before = kilobytes("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-params = jax.block_until_ready(weights.load(Path(sys.argv[1]), config, jnp.dtype(sys.argv[3])))
+if path.suffix == ".gguf":
+    path = gguf.convert(path, "0" * 64, path.parent)
+config = DecoderConfig.from_hf(json.loads((path / "config.json").read_text()))
+params = jax.block_until_ready(weights.load(path, config, jnp.dtype(sys.argv[2])))
 peak = kilobytes("VmHWM")
-assert (params["embed"] == 1).all() and (params["layers"]["down"][-1] == 1).all()
-print((peak - before) * 1024)
+for leaf in (params["embed"], params["layers"]["down"][-1]):
+    assert jnp.isfinite(leaf).all() and (leaf != 0).mean() > 0.99
+print((peak - before) * 1024, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
 """
+LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks")
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_loading_needs_little_more_memory_than_the_weights(dtype, tmp_path):
+def assert_little_more_memory_than_the_weights(path, dtype):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path), dtype],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    peak, size = map(int, done.stdout.split())
+    assert size > 90e6
+    assert 0.9 * size < peak < 1.3 * size
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("dtype", "parts"), [("float32", 1), ("bfloat16", 1), ("bfloat16", 3), ("float32", 3)]
+)
+def test_loading_needs_little_more_memory_than_the_weights(dtype, parts, tmp_path):
     # As in Gemma-3-270m, most of it is one tensor.
     attributes = CONFIGS["gemma3"] | {
         "vocab_size": 60_000,
@@ -211,17 +237,24 @@ def test_loading_needs_little_more_memory_than_the_weights(dtype, tmp_path):
     config = DecoderConfig.from_hf(attributes)
     expected = weights._expected(config, weights._where(config, {}))
     kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
-    tensors = {name: (kind, shape) for name, (shape, _) in expected.items()}
-    path = tmp_path / "model.safetensors"
-    ones = (np.ones(shape, jnp.dtype(dtype)) for _, shape in tensors.values())
-    tensor_file.write(path, tensors, ones)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), repr(attributes), dtype],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    size = path.stat().st_size
-    assert size > 90e6
-    assert 0.9 * size < int(done.stdout) < 1.3 * size
+    names, index = list(expected), {}
+    for part in range(parts):
+        file = f"part-{part}.safetensors" if parts > 1 else "model.safetensors"
+        tensors = {name: (kind, expected[name][0]) for name in names[part::parts]}
+        ones = (np.ones(shape, jnp.dtype(dtype)) for _, shape in tensors.values())
+        tensor_file.write(tmp_path / file, tensors, ones)
+        index |= dict.fromkeys(tensors, file)
+    if parts > 1:
+        text = json.dumps({"metadata": {}, "weight_map": index})
+        (tmp_path / "model.safetensors.index.json").write_text(text)
+    (tmp_path / "config.json").write_text(json.dumps(attributes))
+    assert_little_more_memory_than_the_weights(tmp_path, dtype)
+
+
+@LINUX
+def test_reading_gguf_needs_little_more_memory_than_the_weights(tmp_path, monkeypatch):
+    """Converted, which is done once, and then loaded."""
+    for name, size in {"D": 512, "FF": 4096, "LAYERS": 5}.items():
+        monkeypatch.setattr(tiny_gguf, name, size)
+    tiny_gguf.write(tmp_path / "large.gguf", "llama", GGMLQuantizationType.F16)
+    assert_little_more_memory_than_the_weights(tmp_path / "large.gguf", "float32")

@@ -49,6 +49,8 @@ def byte_level_vocabulary() -> tuple[list[str], list[str], list[int]]:
 def hf_weights(architecture: str, vocabulary: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights under Hugging Face's names, in its layout."""
     random = np.random.default_rng(seed)
+    if architecture in ("gpt2", "gptneox"):
+        return _layer_norm_weights(architecture, vocabulary, random)
     # Qwen 2's heads always share out the width.
     head_dim = D // HEADS if architecture == "qwen2" else HEAD_DIM
 
@@ -88,38 +90,66 @@ def hf_weights(architecture: str, vocabulary: int, seed: int = 0) -> dict[str, n
     return weights
 
 
-_SHORT = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
+def _layer_norm_weights(
+    architecture: str, vocabulary: int, random: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """GPT-2's or GPT-NeoX's; GPT-2 has its matrices [in, out]."""
+    if architecture == "gpt2":
+        outer = {"transformer.wte": (vocabulary, D), "transformer.wpe": (128, D)}
+        last, layers, norms = "transformer.ln_f", "transformer.h", ("ln_1", "ln_2")
+        qkv, out, up, down = "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"
+    else:
+        outer = {"gpt_neox.embed_in": (vocabulary, D), "embed_out": (vocabulary, D)}
+        last, layers = "gpt_neox.final_layer_norm", "gpt_neox.layers"
+        norms = ("input_layernorm", "post_attention_layernorm")
+        qkv, out = "attention.query_key_value", "attention.dense"
+        up, down = "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
+    matrices = {qkv: (3 * D, D), out: (D, D), up: (FF, D), down: (D, FF)}
+    shapes = {f"{name}.weight": shape for name, shape in outer.items()}
+    shapes |= {f"{last}.{kind}": (D,) for kind in ("weight", "bias")}
+    for i in range(LAYERS):
+        for norm in norms:
+            shapes |= {f"{layers}.{i}.{norm}.{kind}": (D,) for kind in ("weight", "bias")}
+        for matrix, shape in matrices.items():
+            name = f"{layers}.{i}.{matrix}"
+            stored = shape[::-1] if architecture == "gpt2" else shape
+            shapes |= {f"{name}.weight": stored, f"{name}.bias": shape[:1]}
+    return {n: random.normal(size=s).astype(np.float32) * 0.2 for n, s in shapes.items()}
 
 
 def _gguf_name(architecture: str, name: str) -> str:
-    post = "post_attention_norm" if architecture.startswith("gemma") else "ffn_norm"
-    short = _SHORT | {"post_attention_layernorm": post}
-    stem, _, kind = name.rpartition(".")
-    if stem in short:
-        return f"{short[stem]}.{kind}"
-    _, _, layer, rest = stem.split(".", 3)
-    return f"blk.{layer}.{short[rest]}.{kind}"
+    """The name that llama.cpp's converter gives a tensor."""
+    arch = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == architecture)
+    names = gguf.get_tensor_name_map(arch, LAYERS)
+    found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    assert found is not None, name
+    return found
 
 
 def _permuted(weights: np.ndarray, heads: int) -> np.ndarray:
     """Llama's Q and K rows as llama.cpp's convert_hf_to_gguf.py stores them."""
     rows = weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
     return rows.swapaxes(1, 2).reshape(weights.shape)
+
+
+def _by_part(qkv: np.ndarray) -> np.ndarray:
+    """GPT-NeoX's q, k and v of every head as llama.cpp stores them: all q, all k, all v."""
+    return qkv.reshape(HEADS, 3, -1).swapaxes(0, 1).reshape(qkv.shape)
+
+
+def rope_factors(theta: float, factor: float, low: float, high: float, original: int) -> np.ndarray:
+    """Llama 3's `rope_freqs.weight`, frequency by frequency as llama.cpp's converter writes it."""
+    found = []
+    for i in range(0, HEAD_DIM, 2):
+        wavelength = 2 * np.pi * theta ** (i / HEAD_DIM)
+        smooth = (original / wavelength - low) / (high - low)
+        if wavelength < original / high:
+            found.append(1.0)
+        elif wavelength > original / low:
+            found.append(factor)
+        else:
+            found.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(found, np.float32)
 
 
 def write(
@@ -149,8 +179,18 @@ def write(
             "rope.freq_base": 10000.0,
         }.items()
     }
-    if architecture == "qwen2":
-        del fields["qwen2.attention.key_length"], fields["qwen2.attention.value_length"]
+    if architecture in ("gpt2", "gptneox", "qwen2"):
+        for name in ("key_length", "value_length"):
+            del fields[f"{architecture}.attention.{name}"]
+    if architecture in ("gpt2", "gptneox"):
+        for name in ("attention.head_count_kv", "attention.layer_norm_rms_epsilon"):
+            del fields[f"{architecture}.{name}"]
+        fields[f"{architecture}.attention.layer_norm_epsilon"] = 1e-5
+    if architecture == "gpt2":
+        del fields["gpt2.rope.freq_base"]
+    if architecture == "gptneox":
+        fields["gptneox.rope.dimension_count"] = D // HEADS // 2
+        fields["gptneox.use_parallel_residual"] = True
     if architecture == "gemma2":
         fields |= {"gemma2.attn_logit_softcapping": 20.0, "gemma2.final_logit_softcapping": 10.0}
     if architecture.startswith("gemma"):
@@ -174,7 +214,9 @@ def write(
             }
         fields |= {
             "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": "smollm" if architecture == "llama" else "qwen2",
+            "tokenizer.ggml.pre": {"llama": "smollm", "gpt2": "gpt-2", "gptneox": "olmo"}.get(
+                architecture, "qwen2"
+            ),
             "tokenizer.ggml.merges": merges,
             "tokenizer.ggml.bos_token_id": 1,
             "tokenizer.ggml.eos_token_id": 2,
@@ -194,11 +236,16 @@ def write(
     for key, value in fields.items():
         _add(writer, key, value)
     expected = {}
-    for name, value in hf_weights(architecture, len(tokens)).items():
+    vocabulary = len(fields["tokenizer.ggml.tokens"])
+    for name, value in hf_weights(architecture, vocabulary).items():
         stored = value
         heads = {"q_proj": HEADS, "k_proj": KV}.get(name.split(".")[-2])
         if architecture == "llama" and heads:
             stored = _permuted(value, heads)
+        if "query_key_value" in name:
+            stored = _by_part(value)
+        if transposed := architecture == "gpt2" and ".h." in name and value.ndim == 2:
+            stored = value.T
         gemma_norm = architecture.startswith("gemma") and "norm" in name
         if gemma_norm:
             stored = value + np.float32(1)
@@ -209,7 +256,8 @@ def write(
             data = quantize(stored, kind)
             writer.add_tensor(_gguf_name(architecture, name), data, raw_dtype=kind)
             # Blocks run along rows and only rows are permuted, so the two commute.
-            expected[name] = dequantize(quantize(value, kind), kind)
+            back = dequantize(quantize(stored if transposed else value, kind), kind)
+            expected[name] = np.ascontiguousarray(back.T) if transposed else back
     for name, value in (tensors or {}).items():
         writer.add_tensor(name, value)
     writer.write_header_to_file()

@@ -89,6 +89,15 @@ _YARN_ROPE = {
     "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+# These two depend on whether a row is longer than the original context, here 32 tokens.
+_DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.0, 1.0, 1.1, 1.1, 1.2, 1.3, 1.5],
+    "long_factor": [1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0],
+    "original_max_position_embeddings": 32,
+}
 
 # Every prompt of the parity tests is longer than the windows here.
 CONFIGS = {
@@ -99,6 +108,13 @@ CONFIGS = {
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
             "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 8.0},
+        },
+    },
+    "gemma3_longrope": _GEMMA
+    | {
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": _LONGROPE | {"attention_factor": 1.5},
         },
     },
     "gemma3_untied": _GEMMA | {"tie_word_embeddings": False, "num_key_value_heads": 4},
@@ -113,6 +129,12 @@ CONFIGS = {
     },
     "llama_linear_rope": _LLAMA
     | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    "llama_dynamic_rope": _LLAMA
+    | {
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+        "rope_parameters": _DYNAMIC_ROPE,
+    },
     "llama_biases": _LLAMA
     | {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True, "head_dim": 16},
     "mistral": _LLAMA | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 8},
@@ -150,9 +172,21 @@ CONFIGS = {
         "head_dim": 8,
         "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
     },
+    "qwen3_longrope": _LLAMA
+    | {
+        "model_type": "qwen3",
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_parameters": _LONGROPE,
+    },
     "gpt2": _GPT2,
     "gpt2_untied": _GPT2 | {"n_inner": 40, "tie_word_embeddings": False},
     "neox": _NEOX,
+    "neox_dynamic_rope": _NEOX
+    | {
+        "max_position_embeddings": 32,
+        "rope_parameters": _DYNAMIC_ROPE | {"partial_rotary_factor": 0.5},
+    },
     "neox_sequential": _NEOX
     | {
         "use_parallel_residual": False,

@@ -52,6 +52,27 @@ def run_reference(model, tokens, mask, keep=0):
     return result.logits.float().numpy(), outputs
 
 
+def run_cached(model, tokens, mask, prefill):
+    """Logits from the last of `prefill` positions on, each after it by one step from the cache."""
+    import torch
+
+    tokens, mask = (torch.tensor(np.asarray(a, np.int64)) for a in (tokens, mask))
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    read, cache = [], None
+    for start, stop in [(0, prefill), *((i, i + 1) for i in range(prefill, tokens.shape[1]))]:
+        with torch.no_grad():
+            out = model(
+                tokens[:, start:stop],
+                attention_mask=mask[:, :stop],
+                position_ids=positions[:, start:stop],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        cache = out.past_key_values
+        read.append(out.logits[:, -1].numpy())
+    return np.stack(read, axis=1)
+
+
 def run_sites(model, tokens, mask):
     """What a model built of Llama's or Gemma's blocks has at a site: (layer, site) -> array."""
     found = {}

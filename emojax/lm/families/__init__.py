@@ -1,5 +1,6 @@
 """The families of language models that can be loaded: one file for each, one row here."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,4 +39,12 @@ def read_config(attributes: Mapping[str, Any]) -> DecoderConfig:
     reader = Reader(attributes)
     config = FAMILIES[kind].config(reader)
     reader.refuse_the_rest()
-    return config
+    pairs = (config.rotary_dim or config.head_dim) // 2
+    for rope in config.ropes:
+        found = {len(rope.short_factor), len(rope.long_factor)}
+        if rope.kind == "longrope" and found != {pairs}:
+            numbers = f"short_factor and long_factor without {pairs} numbers each"
+            raise reader.refuse("rope_parameters", f"with {numbers}")
+    # "dynamic" is for texts so much longer; with the other kinds `context` is the longer one.
+    reach = max([1.0, *(rope.factor for rope in config.ropes if rope.kind == "dynamic")])
+    return dataclasses.replace(config, context=int(reach * config.context))

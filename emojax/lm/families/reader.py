@@ -56,8 +56,17 @@ _ROPE_FIELDS = {
         "original_max_position_embeddings": "original_context",
     },
     "yarn": {"factor": "factor", "original_max_position_embeddings": "original_context"},
+    "dynamic": {"factor": "factor"},
+    "longrope": {
+        "short_factor": "short_factor",
+        "long_factor": "long_factor",
+        "original_max_position_embeddings": "original_context",
+    },
 }
-_ROPE_OPTIONS = {"yarn": ("beta_fast", "beta_slow", "attention_factor")}
+_ROPE_OPTIONS = {
+    "yarn": ("beta_fast", "beta_slow", "attention_factor"),
+    "longrope": ("factor", "attention_factor"),
+}
 # What most configs call the sizes.
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -75,6 +84,7 @@ class Reader:
 
     def __init__(self, attributes: Mapping[str, Any]):
         self._left = dict(attributes)
+        self._context = 0
         self.kind = attributes["model_type"]
 
     def refuse(self, name: str, problem: str) -> UserError:
@@ -134,6 +144,7 @@ class Reader:
         self.expect("is_encoder_decoder", False)
         if n_heads % n_kv_heads:
             raise self.refuse(called["n_kv_heads"], f"= {n_kv_heads!r}")
+        self._context = self.number(called["context"])
         head_dim = self.number(called["head_dim"], d_model // n_heads)
         if head_dim % 2:
             raise self.refuse(called["head_dim"], f"= {head_dim!r}")
@@ -145,7 +156,7 @@ class Reader:
             "n_heads": n_heads,
             "n_kv_heads": n_kv_heads,
             "head_dim": head_dim,
-            "context": self.number(called["context"]),
+            "context": self._context,
             "bos_token_id": self.take("bos_token_id", None),
             "eos_token_ids": (eos,) if isinstance(eos, int) else tuple(eos),
         }
@@ -169,12 +180,26 @@ class Reader:
                 f"The model's config ({self.kind}) has rope_scaling = {older!r} and other "
                 f"rope_parameters = {newer!r}; keep those that the model was trained with."
             )
-        if newer or not older:
-            return newer
-        return older if part is None else {part: older}
+        if part is not None:
+            return newer or ({part: older} if older else {})
+        return self._with_original_context(newer or older)
+
+    def _with_original_context(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With what some configs say beside the rope, and `transformers` then prefers."""
+        name = "original_max_position_embeddings"
+        beside = self.take(name, None)
+        kind = parameters.get("rope_type") or parameters.get("type") or "default"
+        if beside is None or name not in _ROPE_FIELDS.get(kind, ()):
+            return parameters
+        if parameters.get(name, beside) != beside:
+            raise self.refuse(name, f"= {beside!r} and another one in its rope")
+        return {**parameters, name: beside}
 
     def rope(self, name: str, parameters: Mapping[str, Any], theta: float) -> Rope:
-        """One rope from the parameters in either form: `rope_type` or the older `type`."""
+        """One rope from the parameters in either form: `rope_type` or the older `type`.
+
+        `sizes` comes first: two kinds go by the model's context.
+        """
         left = dict(parameters)
         old_kind = left.pop("type", None)
         kind = left.pop("rope_type", None) or old_kind or "default"
@@ -185,13 +210,23 @@ class Reader:
         for old, new in _ROPE_FIELDS[kind].items():
             if (value := left.pop(old, None)) is None:
                 raise UserError(f"The model's config ({self.kind}) lacks {name}.{old}; add it.")
-            values[new] = self._real(f"{name}.{old}", value)
+            several = new in ("short_factor", "long_factor")
+            values[new] = (self._reals if several else self._real)(f"{name}.{old}", value)
         for option in _ROPE_OPTIONS.get(kind, ()):
             if (value := left.pop(option, None)) is not None:
                 values[option] = self._real(f"{name}.{option}", value)
         if kind == "yarn":
             # Equation 22 of the paper: 0.1 ln(factor) + 1.
             values.setdefault("attention_factor", 0.1 * math.log(max(values["factor"], 1.0)) + 1.0)
+        if kind == "dynamic":
+            values["original_context"] = self._context
+        if kind == "longrope":
+            # Section 3.2 of the paper; the ratio of the two contexts unless the config has another.
+            original = values["original_context"]
+            ratio = max(values.pop("factor", self._context / original), 1.0)
+            values.setdefault(
+                "attention_factor", math.sqrt(1 + math.log(ratio) / math.log(original))
+            )
         if left:
             raise self.refuse(f"{name}.{min(left)}", f"= {left[min(left)]!r}")
         if "original_context" in values:
@@ -202,6 +237,11 @@ class Reader:
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise self.refuse(name, f"= {value!r}")
         return float(value)
+
+    def _reals(self, name: str, value: Any) -> tuple[float, ...]:
+        if not isinstance(value, list | tuple):
+            raise self.refuse(name, f"= {value!r}")
+        return tuple(self._real(name, number) for number in value)
 
     def windows(self, kinds: list[str], window: int | None) -> tuple[int, ...]:
         """Each layer's window, from `layer_types`."""
