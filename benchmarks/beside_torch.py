@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,8 +126,11 @@ def peaks(makers: Makers, figures: Mapping[str, dict]) -> None:
     if not MEMORY.value:
         return
     for name, make in makers.items():
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            figures[name]["peak_gib"] = pool.apply(_once, (make,))
+        # Waits for the process to end by itself: killed, as by a `Pool`, it would leave the lock of
+        # its progress bar to Python's resource tracker, which warns of it.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            figures[name]["peak_gib"] = pool.submit(_once, make).result()
 
 
 def _once(make: Callable[[], Callable[[], Any]]) -> float:

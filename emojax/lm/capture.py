@@ -214,8 +214,23 @@ def _dispatch(
     for tap in sorted(set(taps)):
         layers.setdefault(tap.site, []).append(tap.layer)
     wanted = {site: np.array(layers[site], np.int32) for site in sorted(layers)}
-    read = _capture(config, params, jnp.asarray(tokens), jnp.asarray(mask), wanted, interventions)
+    params = decoder.by_layer(params)
+    run = _capture_by_layer if isinstance(params["layers"], tuple) else _capture
+    read = run(config, params, jnp.asarray(tokens), jnp.asarray(mask), wanted, interventions)
     return {tap: read[tap.site][layers[tap.site].index(tap.layer)] for tap in taps}
+
+
+class _Part(NamedTuple):
+    """Rows that go through a layer together, and what is done to them."""
+
+    context: decoder.Context
+    prompt: Bool[Array, "batch time"]
+    edits: tuple[Prepared, ...]
+
+
+# A part's residual stream, and what has been read of it.
+_State = tuple[Float[Array, "_ time d_model"], dict[str, Float[Array, "_ _ time _"]]]
+_Wanted = dict[str, Int[Any, " _"]]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -224,61 +239,114 @@ def _capture(
     params: decoder.Params,
     tokens: Int[Array, "batch time"],
     mask: Bool[Array, "batch time"],
-    wanted: dict[str, Int[Any, " _"]],
+    wanted: _Wanted,
     interventions: tuple[Prepared, ...],
 ) -> dict[str, Float[Array, "_ batch time _"]]:
     """Per site the activations of the wanted layers, which ascend."""
+    parts, states = _begin(config, params, tokens, mask, wanted, interventions)
+    stop = jnp.max(jnp.concatenate(list(wanted.values()))) + 1
+
+    def step(layer: Array, p: decoder.Params, states: list[_State]) -> list[_State]:
+        pairs = zip(parts, states, strict=True)
+        return [_through(config, wanted, layer, p, part, state) for part, state in pairs]
+
+    states = decoder.loop_layers(params, states, stop, step)
+    return _end(config, params, mask, wanted, interventions, states)
+
+
+def _capture_by_layer(
+    config: DecoderConfig,
+    params: decoder.Params,
+    tokens: Int[Array, "batch time"],
+    mask: Bool[Array, "batch time"],
+    wanted: _Wanted,
+    interventions: tuple[Prepared, ...],
+) -> dict[str, Float[Array, "_ batch time _"]]:
+    """As `_capture`, layers apart (`decoder.by_layer`): one is compiled, and called for each.
+
+    A call's temporary memory is that of one part, which the C library hands out again; tens of
+    megabytes it would take from the system anew for every call, page by page.
+    """
+    apart = {name: leaf for name, leaf in params.items() if name != "layers"}
+    parts, states = _begin_alone(config, apart, tokens, mask, wanted, interventions)
+    last = max(int(layers[-1]) for layers in wanted.values())
+    for layer, p in params["layers"][: last + 1]:
+        pairs = zip(parts, states, strict=True)
+        states = [_through_alone(config, wanted, layer, p, part, state) for part, state in pairs]
+    return _end_alone(config, apart, mask, wanted, interventions, states)
+
+
+def _begin(
+    config: DecoderConfig,
+    params: decoder.Params,
+    tokens: Int[Array, "batch time"],
+    mask: Bool[Array, "batch time"],
+    wanted: _Wanted,
+    interventions: tuple[Prepared, ...],
+) -> tuple[list[_Part], list[_State]]:
+    """The batch in parts, each before layer 0 and with room for what will be read of it."""
     positions = decoder.positions_of(mask)
     prompt = jnp.zeros_like(mask)
-    parts = []
+    h = decoder.embed(config, params, tokens, positions)
     longest = jnp.max(positions) + 1
+    parts, states = [], []
     for rows in _parts(*mask.shape):
         at = positions[rows]
         context = decoder.context_of(config, at, at, mask[rows], longest)
-        parts.append((context, prompt[rows], intervene.of_rows(interventions, rows)))
-
-    def room(h: Array) -> dict[str, Array]:
-        """Where what is read of a part goes."""
-        return {
-            site: jnp.zeros((len(layers), *h.shape[:2], decoder.site_width(config, site)), h.dtype)
+        parts.append(_Part(context, prompt[rows], intervene.of_rows(interventions, rows)))
+        shape = h[rows].shape[:2]
+        room = {
+            site: jnp.zeros((len(layers), *shape, decoder.site_width(config, site)), h.dtype)
             for site, layers in wanted.items()
             if site != "final_norm"
         }
+        states.append((h[rows], room))
+    return parts, states
 
-    def through(
-        layer: Array,
-        p: decoder.Params,
-        part: tuple[decoder.Context, Array, tuple[Prepared, ...]],
-        state: tuple[Array, dict[str, Array]],
-    ) -> tuple[Array, dict[str, Array]]:
-        """A part's residual stream, and what was read of it, after one more layer."""
-        (context, prompt, edits), (h, kept) = part, state
-        kept = dict(kept)
 
-        def visit(site: str, layer: Array, h: Array) -> Array:
-            h = intervene.apply(edits, site, layer, h, context.positions, prompt)
-            if site in kept:
-                kept[site] = _keep(kept[site], wanted[site], layer, h)
-            return h
+def _through(
+    config: DecoderConfig,
+    wanted: _Wanted,
+    layer: Int[Array, ""],
+    p: decoder.Params,
+    part: _Part,
+    state: _State,
+) -> _State:
+    """A part after one more layer."""
+    h, kept = state
+    kept = dict(kept)
 
-        return decoder.block(config, p, layer, h, context, visit, decoder.keep_nothing), kept
+    def visit(site: str, layer: Array, h: Array) -> Array:
+        h = intervene.apply(part.edits, site, layer, h, part.context.positions, part.prompt)
+        if site in kept:
+            kept[site] = _keep(kept[site], wanted[site], layer, h)
+        return h
 
-    def step(layer: Array, p: decoder.Params, states: list) -> list:
-        pairs = zip(parts, states, strict=True)
-        return [through(layer, p, part, state) for part, state in pairs]
+    return decoder.block(config, p, layer, h, part.context, visit, decoder.keep_nothing), kept
 
-    h = decoder.embed(config, params, tokens, positions)
-    states = [(h[rows], room(h[rows])) for rows in _parts(*mask.shape)]
-    stop = jnp.max(jnp.concatenate(list(wanted.values()))) + 1
-    states = decoder.loop_layers(params, states, stop, step)
-    h = jnp.concatenate([h for h, _ in states])
+
+def _end(
+    config: DecoderConfig,
+    params: decoder.Params,
+    mask: Bool[Array, "batch time"],
+    wanted: _Wanted,
+    interventions: tuple[Prepared, ...],
+    states: list[_State],
+) -> dict[str, Float[Array, "_ batch time _"]]:
+    """What was read of all parts, the final norm included."""
     kept = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *[kept for _, kept in states])
     if "final_norm" in wanted:
-        last = jnp.asarray(config.n_layers - 1)
-        h = decoder.final_norm(config, params, h)
+        last, prompt = jnp.asarray(config.n_layers - 1), jnp.zeros_like(mask)
+        h = decoder.final_norm(config, params, jnp.concatenate([h for h, _ in states]))
+        positions = decoder.positions_of(mask)
         h = intervene.apply(interventions, "final_norm", last, h, positions, prompt)
         kept["final_norm"] = h[None]
     return kept
+
+
+_begin_alone = partial(jax.jit, static_argnums=0)(_begin)
+_through_alone = partial(jax.jit, static_argnums=0, donate_argnums=5)(_through)
+_end_alone = partial(jax.jit, static_argnums=0)(_end)
 
 
 def _parts(batch: int, time: int) -> list[slice]:

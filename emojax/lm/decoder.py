@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -218,8 +219,38 @@ def block(
     return at("resid_post", h + at("mlp_out", out))
 
 
+def by_layer(params: Params) -> Params:
+    """The parameters with a tuple of layers, each its number and its own parameters, on one CPU.
+
+    XLA's CPU compiler copies a layer's weights out of their stack at every turn of a loop, before
+    its products read them; for a step of one token that can cost as much as the products. These are
+    arrays of their own inside the stack's memory, so that nothing is copied, and `scan_layers` goes
+    through them without a loop. On accelerators, over several devices and under a trace the layers
+    stay stacked.
+    """
+    if not all(map(_on_one_cpu, params["layers"].values())):
+        return params
+    stacks = {name: np.asarray(stack) for name, stack in params["layers"].items()}
+    # The number is data, as it is in a loop: `block` relies on a layer that cannot be foreseen.
+    layers = tuple(
+        (
+            jnp.asarray(layer, jnp.int32),
+            {name: jax.device_put(a[layer]) for name, a in stacks.items()},
+        )
+        for layer in range(len(stacks["attn_norm"]))
+    )
+    return params | {"layers": layers}
+
+
 def scan_layers(params: Params, carry: Any, step: Callable[[Array, Params, Any], Any]) -> Any:
-    """`carry` after `step(layer, layer's parameters, carry)` over all layers; differentiable."""
+    """`carry` after `step(layer, layer's parameters, carry)` over all layers; differentiable.
+
+    The layers are stacked, or as `by_layer` left them.
+    """
+    if isinstance(params["layers"], tuple):
+        for layer, p in params["layers"]:
+            carry = step(layer, p, carry)
+        return carry
     n_layers = params["layers"]["attn_norm"].shape[0]
 
     def body(carry: Any, xs: tuple[Array, Params]) -> tuple[Any, None]:
@@ -319,6 +350,12 @@ class Decoder(nnx.Module):
         """The parameters as a plain nested dictionary of arrays."""
         is_param = lambda leaf: isinstance(leaf, nnx.Param)  # noqa: E731
         return jax.tree.map(lambda leaf: leaf[...], self.params, is_leaf=is_param)
+
+
+def _on_one_cpu(array: Any) -> bool:
+    if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+        return False
+    return [device.platform for device in array.devices()] == ["cpu"]
 
 
 def _heads(

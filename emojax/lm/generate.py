@@ -112,11 +112,10 @@ def generate(
         seed is not one of 32 bits.
     """
     tokens, mask, room, run = begin(lm, prompts, settings, interventions, seeds)
+    most = jnp.asarray(settings.max_new_tokens)
     new, logprobs, counts = map(
         np.asarray,
-        _generate(
-            lm.config, room, lm.params, tokens, mask, jnp.asarray(settings.max_new_tokens), run
-        ),
+        _generate(lm.config, room, lm.params, decoder.by_layer(lm.params), tokens, mask, most, run),
     )
     written = [row[:n].tolist() for row, n in zip(new, counts, strict=True)]
     return Generation(
@@ -359,19 +358,23 @@ def _generate(
     config: DecoderConfig,
     room: int,
     params: decoder.Params,
+    step_params: decoder.Params,
     prompts: Int[Array, "batch time"],
     mask: Bool[Array, "batch time"],
     max_new: Int[Array, ""],
     run: Run,
 ) -> tuple[Int[Array, "batch room"], Float[Array, "batch room"], Int[Array, " batch"]]:
-    """New tokens, their log-probabilities, and how many of them each row has."""
+    """New tokens, their log-probabilities, and how many of them each row has.
+
+    The prompts go through `params`; the steps, which are many, through the same as `by_layer`.
+    """
 
     def go_on(state: State) -> Bool[Array, ""]:
         return (state.step < max_new) & ~jnp.all(state.done)
 
     state = lax.while_loop(
         go_on,
-        partial(write, config, params, mask, run),
+        partial(write, config, step_params, mask, run),
         first(config, room, params, prompts, mask, run),
     )
     return state.tokens[:, prompts.shape[1] :], state.logprobs, state.counts

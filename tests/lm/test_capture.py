@@ -26,8 +26,19 @@ def every_site(config, params, tokens, mask):
     return found
 
 
+@pytest.fixture(params=["one by one", "in a loop"])
+def layers(request, monkeypatch):
+    """How layers are gone through: as on one CPU, or as elsewhere. Says how much was compiled."""
+    if request.param == "one by one":
+        jitted = (capturing._begin_alone, capturing._through_alone, capturing._end_alone)
+    else:
+        monkeypatch.setattr(decoder, "by_layer", lambda params: params)
+        jitted = (capturing._capture,)
+    return lambda: [function._cache_size() for function in jitted]
+
+
 @pytest.mark.parametrize("name", ["gemma3", "llama_mha"])
-def test_every_site_of_every_layer(name):
+def test_every_site_of_every_layer(name, layers):
     config, params = tiny(name)
     tokens, mask = ragged(config, 3, 12, "left")
     expected = every_site(config, params, tokens, mask)
@@ -52,8 +63,14 @@ def test_every_site_of_every_layer(name):
             np.testing.assert_allclose(found["mlp_hidden"] @ p["down"], found["mlp_out"], atol=1e-5)
 
 
+def forget():
+    """Lets `_parts` be asked again."""
+    capturing._capture.clear_cache()
+    capturing._begin_alone.clear_cache()
+
+
 @pytest.mark.parametrize("at_once", [2, 4])
-def test_rows_may_go_through_a_layer_in_parts(at_once, monkeypatch):
+def test_rows_may_go_through_a_layer_in_parts(at_once, monkeypatch, layers):
     config, params = tiny("gemma3")
     tokens, mask = ragged(config, 6, 9, "right")
     vectors = np.random.default_rng(0).normal(size=(6, config.d_model))
@@ -75,9 +92,9 @@ def test_rows_may_go_through_a_layer_in_parts(at_once, monkeypatch):
     whole = capture(config, params, tokens, mask, taps, edits)
     parts = [slice(i, i + at_once) for i in range(0, 6, at_once)]
     monkeypatch.setattr(capturing, "_parts", lambda batch, time: parts)
-    capturing._capture.clear_cache()
+    forget()
     found = capture(config, params, tokens, mask, taps, edits)
-    capturing._capture.clear_cache()
+    forget()
     for tap in taps:
         np.testing.assert_allclose(found[tap][mask], whole[tap][mask], atol=2e-5)
 
@@ -103,18 +120,18 @@ def test_later_layers_and_the_unembedding_are_not_read():
     assert jnp.isnan(capture(config, broken, tokens, mask, [Tap(2)])[Tap(2)]).any()
 
 
-def test_other_layers_do_not_compile_again():
+def test_other_layers_do_not_compile_again(layers):
     config, params = tiny("gemma3")
     tokens, mask = ragged(config, 2, 11, "right")
     capture(config, params, tokens, mask, [Tap(0), Tap(2, "resid_mid")])
-    before = capturing._capture._cache_size()
+    before = layers()
     for a, b in ((1, 0), (3, 3), (2, 1)):
         capture(config, params, tokens, mask, [Tap(b, "resid_mid"), Tap(a)])
+    assert layers() == before and min(before) > 0
     wide = [[Tap(i, "z") for i in layers] for layers in ((0, 1), (3, 1), (2, 3))]
-    before += 1
     for taps in wide:
         capture(config, params, tokens, mask, taps)
-    assert capturing._capture._cache_size() == before
+    assert layers() == [size + 1 for size in before]
 
 
 def test_memory_does_not_grow_with_depth():
@@ -187,7 +204,7 @@ def never_compiled(monkeypatch):
     def fail(*args):
         raise AssertionError("compiled before the input was checked")
 
-    monkeypatch.setattr(capturing, "_capture", fail)
+    monkeypatch.setattr(capturing, "_dispatch", fail)
 
 
 @pytest.mark.parametrize(

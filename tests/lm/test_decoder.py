@@ -42,6 +42,24 @@ def test_no_token_sees_a_later_one():
 
 
 @pytest.mark.smoke
+def test_layers_of_their_own_lie_in_the_stack():
+    _, params = tiny("gemma3")
+    apart = decoder.by_layer(params)
+    assert apart.keys() == params.keys() and len(apart["layers"]) == 4
+    for number, (layer, p) in enumerate(apart["layers"]):
+        assert int(layer) == number and p.keys() == params["layers"].keys()
+        for name, a in p.items():
+            stack = params["layers"][name]
+            np.testing.assert_array_equal(a, stack[number])
+            if a.nbytes % 64 == 0:  # what JAX on a CPU takes without a copy
+                start = stack.unsafe_buffer_pointer() + number * a.nbytes
+                assert a.unsafe_buffer_pointer() == start
+    # Traced parameters stay as they are.
+    kept = jax.eval_shape(decoder.by_layer, params)
+    assert jax.tree.structure(kept) == jax.tree.structure(params)
+
+
+@pytest.mark.smoke
 def test_a_window_ends_where_it_says():
     config, params = tiny("gemma3_untied", n_layers=1)
     assert config.windows == (8,)

@@ -50,6 +50,7 @@ def test_cached_steps_are_the_full_pass(name, side):
     tokens = jnp.concatenate([tokens, new], axis=1)
     prefill = jax.jit(generating.prefill, static_argnums=(0, 4))
     step = jax.jit(generating.decode_step, static_argnums=(0, 3))
+    layers = decoder.by_layer(params) if side == "left" else params
     with jax.default_matmul_precision("highest"):
         full = decoder.logits(config, params, tokens, mask)
         h, cache = prefill(config, params, tokens[:, :12], mask[:, :12], 21)
@@ -57,7 +58,7 @@ def test_cached_steps_are_the_full_pass(name, side):
         found = decoder.unembed(config, params, h)
         np.testing.assert_allclose(found, full[jnp.arange(3), jnp.asarray(last)], atol=1e-5)
         for slot in range(12, 21):
-            h, cache = step(config, params, tokens[:, slot], 21, cache)
+            h, cache = step(config, layers, tokens[:, slot], 21, cache)
             found = decoder.unembed(config, params, h)
             np.testing.assert_allclose(found, full[:, slot], atol=1e-5)
     np.testing.assert_array_equal(cache.lengths, mask.sum(axis=1))
@@ -196,6 +197,7 @@ def test_prefill_never_holds_all_logits():
     compiled = generating._generate.lower(
         wide,
         32,
+        params,
         params,
         tokens,
         jnp.ones((4, 64), bool),
