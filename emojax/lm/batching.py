@@ -31,9 +31,10 @@ def check_rows(config: DecoderConfig, rows: Sequence[Sequence[Any]], room: int =
                 f"Row {number} of the input has no tokens; give every row at least one."
             )
         if len(row) + room > config.context:
+            new = f" (and {room} to generate)" if room else ""
             raise UserError(
-                f"Row {number} of the input has {len(row)} tokens (and {room} to generate), more "
-                f"than the model's context of {config.context}; shorten it."
+                f"Row {number} of the input has {len(row)} tokens{new}, more than the model's "
+                f"context of {config.context}; shorten it."
             )
         if min(row) < 0 or max(row) >= config.vocab_size:
             raise UserError(

@@ -105,7 +105,7 @@ def _prepare(
         phases=jnp.asarray(given.phases, bool),
     )
     if isinstance(given.edit, Patch):
-        _check_fit(given, tokens, what)
+        _check_fit(given, given.edit, tokens, what)
     return prepared
 
 
@@ -131,7 +131,7 @@ def _edit(
             high=full("high", (batch,), infinite=True),
         )
     if isinstance(edit, Latents):
-        m = (np.shape(edit.w_enc) or (1,))[0]
+        m = (np.shape(edit.b_enc) or np.shape(edit.w_enc) or (1,))[0]
         return Latents(
             mode=jnp.asarray(edit.mode, jnp.int32),
             value=full("value", (batch, m)),
@@ -142,7 +142,7 @@ def _edit(
             unit_norm=jnp.asarray(edit.unit_norm, bool),
         )
     axes = np.ndim(edit.values)
-    n = np.shape(edit.values)[-2] if axes > 1 else 0
+    n = np.shape(edit.values)[-2] if axes > 1 else 1
     values = full("values", (batch, n, width), least=2)
     given = edit.mask if _traced(edit.mask) else np.asarray(edit.mask)
     if given.dtype != bool:
@@ -162,13 +162,13 @@ def _edit(
     return Patch(_to_length(values, length), _to_length(mask, length))
 
 
-def _check_fit(given: Intervention, tokens: Any, what: str) -> None:
+def _check_fit(given: Intervention, patch: Patch, tokens: Any, what: str) -> None:
     """Refuses a patch of prompts at a position that only one of the two runs has."""
-    place = (given.edit.mask, given.rows, given.positions, given.phases)
+    place = (patch.mask, given.rows, given.positions, given.phases)
     if any(map(_traced, jax.tree.leaves((tokens, place)))) or not given.phases[0]:
         return
-    ours, n = np.asarray(tokens), np.shape(given.edit.values)[-2]
-    theirs = np.broadcast_to(given.edit.mask, (len(ours), n)).sum(axis=1)
+    ours, n = np.asarray(tokens), np.shape(patch.values)[-2]
+    theirs = np.broadcast_to(patch.mask, (len(ours), n)).sum(axis=1)
     edited = np.broadcast_to(np.asarray(given.rows) != 0, ours.shape)
     for row in np.flatnonzero(edited & (ours > 0) & (ours != theirs)):
         few, many = sorted((int(ours[row]), int(theirs[row])))
@@ -237,14 +237,7 @@ def _full(
     dtype: Any = jnp.float32,
 ) -> Array:
     """`value` broadcast to `shape`; it has the last dimensions of it, `least` of them or more."""
-    if not _traced(value):
-        try:
-            numbers = np.asarray(value)
-        except ValueError:  # lists of different lengths
-            numbers = np.asarray(None)
-        if numbers.dtype.kind in "OSU":
-            raise UserError(f"{what} is not an array of numbers; give one.")
-        numbers = numbers.astype(np.float32)
+    numbers = None if _traced(value) else _numbers(value, what)
     given = np.shape(value)
     if len(given) < least or given != shape[len(shape) - len(given) :]:
         fitting = [shape[i:] for i in range(len(shape) - least, -1, -1)]
@@ -252,12 +245,22 @@ def _full(
             f"{what} has shape {given}, which does not fit this site and these rows; give "
             f"{' or '.join(str(s) if s else 'one number' for s in fitting)}."
         )
-    if not _traced(value):
+    if numbers is not None:
         if np.any(np.isnan(numbers) if infinite else ~np.isfinite(numbers)):
             raise UserError(f"{what} holds NaN or infinity; look at where it was made.")
         if dtype is jnp.int32 and not _whole(value):
             raise UserError(f"{what} is {value}, not whole numbers; round it as it is meant.")
     return jnp.broadcast_to(jnp.asarray(value, dtype), shape)
+
+
+def _numbers(value: Any, what: str) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind in "OSU":
+        raise UserError(f"{what} is not an array of numbers; give one.")
+    return array.astype(np.float32)
 
 
 def _whole(value: Any) -> bool:

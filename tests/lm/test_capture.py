@@ -278,7 +278,6 @@ def never_compiled(monkeypatch):
     ("taps", "message"),
     [
         ([], "No tap"),
-        ([Tap("z", 1)], "site 1"),
         ([Tap(4)], "layer 4"),
         ([Tap(-1)], "layer -1"),
         ([Tap(1, "middle")], "'middle'"),
