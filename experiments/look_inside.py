@@ -52,17 +52,17 @@ SETTINGS = GenerateSettings(max_new_tokens=24, temperature=0.0)
 def look_inside(lm: LanguageModel) -> dict[str, list[str]]:
     """The likeliest next words, plain and patched; a text, plain and steered."""
     layer = lm.config.n_layers // 2
-    rows = tokenize(lm, QUESTIONS)
-    logits, cache = run_with_cache(lm, rows)
-    other = cache[f"blocks.{layer}.hook_resid_post"][1]
-    swap = intervene.patch(other, layer=layer, rows=[1, 0])
-    patched, _ = run_with_cache(lm, rows, [Tap(layer)], [swap])
+    logits, cache = run_with_cache(lm, QUESTIONS)
+    country = cache.tokens[0] != cache.tokens[1]
+    place = f"blocks.{layer}.hook_resid_post"
+    swap = cache.patch(place, row=1, rows=[1, 0], positions=country)
+    patched, _ = run_with_cache(lm, QUESTIONS, [], [swap])
     happy, sad = capture.last_token(lm, tokenize(lm, MOODS), Tap(layer))
     push = intervene.direction(
         "add", happy - sad, layer=layer, strength=[0, 0.5], unit="fraction", phase="generated"
     )
     texts = generate(lm, ["Today I feel"] * 2, SETTINGS, [push]).texts
-    answers = [scores[0, len(rows[0]) - 1].argmax() for scores in (logits, patched)]
+    answers = [scores[0, cache.last[0]].argmax() for scores in (logits, patched)]
     return {"answers": [lm.tokenizer.decode([int(a)]) for a in answers], "texts": texts}
 
 
@@ -101,9 +101,7 @@ def main(_):
         found = look_inside(lm)
         print(f"{lm.name}: {lm.config.n_layers} layers of {lm.config.d_model}")
         print(f"  {QUESTIONS[0]} …{found['answers'][0]}")
-        print(
-            f"  with layer {lm.config.n_layers // 2} of the other question: …{found['answers'][1]}"
-        )
+        print(f"  with the other country's layer {lm.config.n_layers // 2}: …{found['answers'][1]}")
         print(f"  plain: Today I feel{found['texts'][0]!r}")
         print(f"  steered: Today I feel{found['texts'][1]!r}")
 

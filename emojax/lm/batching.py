@@ -14,21 +14,27 @@ from emojax.lm.config import DecoderConfig
 _LENGTHS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
-def check_rows(config: DecoderConfig, rows: Sequence[Sequence[int]], room: int = 0) -> None:
+def check_rows(config: DecoderConfig, rows: Sequence[Sequence[Any]], room: int = 0) -> None:
     """Refuses rows that the model cannot read, with `room` more tokens each.
 
     Raises:
-      UserError: a row is empty or too long for the context, or a token is not in the vocabulary.
+      UserError: a row is empty, a text or too long for the context, or a token is not in the
+        vocabulary.
     """
     for number, row in enumerate(rows):
+        if isinstance(row, str):
+            raise UserError(
+                f"Row {number} of the input is a text; give its tokens (text.tokenize)."
+            )
         if len(row) == 0:
             raise UserError(
                 f"Row {number} of the input has no tokens; give every row at least one."
             )
         if len(row) + room > config.context:
+            new = f" (and {room} to generate)" if room else ""
             raise UserError(
-                f"Row {number} of the input has {len(row)} tokens (and {room} to generate), more "
-                f"than the model's context of {config.context}; shorten it."
+                f"Row {number} of the input has {len(row)} tokens{new}, more than the model's "
+                f"context of {config.context}; shorten it."
             )
         if min(row) < 0 or max(row) >= config.vocab_size:
             raise UserError(

@@ -21,7 +21,7 @@ from emojax.lm import decoder, intervene
 from emojax.lm.batching import Batch, batches, check_rows, check_tokens
 from emojax.lm.config import DecoderConfig
 from emojax.lm.intervene import Intervention, Prepared
-from emojax.lm.intervention_checks import check_place, prepare
+from emojax.lm.intervention_checks import check, check_place, prepare
 from emojax.lm.model import LanguageModel
 
 _BATCH_TOKENS = 2048
@@ -80,7 +80,7 @@ def capture(
     """
     check_taps(config, taps)
     check_tokens(config, tokens, mask)
-    prepared = prepare(config, interventions, *tokens.shape)
+    prepared = prepare(config, interventions, mask.sum(axis=1), tokens.shape[1])
     return _dispatch(config, params, tokens, mask, taps, prepared)
 
 
@@ -90,6 +90,7 @@ def stream(
     taps: Sequence[Tap],
     batch_tokens: int = _BATCH_TOKENS,
     label: str | None = None,
+    interventions: Sequence[Intervention] = (),
 ) -> Iterator[dict[Tap, Activations]]:
     """The activations of rows of tokens, batch by batch, rows of a length together.
 
@@ -99,13 +100,15 @@ def stream(
       taps: what to read.
       batch_tokens: how many tokens, padding included, a pass takes (one row at least).
       label: what the progress bar says; without it there is none.
+      interventions: as in `capture`; what they give per row is in the order of `rows`.
 
     Raises:
       UserError: as `capture`.
     """
     check_taps(lm.config, taps)
     check_rows(lm.config, rows)
-    for batch, read in _passes(lm, rows, taps, batch_tokens, label):
+    check(lm.config, interventions, list(map(len, rows)))
+    for batch, read in _passes(lm, rows, taps, batch_tokens, label, interventions):
         real = batch.mask
         where = np.nonzero(real)
         ids = batch.tokens[real]
@@ -124,6 +127,7 @@ def last_token(
     taps: Tap,
     label: str | None = None,
     done: Callable[[int], object] | None = None,
+    interventions: Sequence[Intervention] = (),
 ) -> Float[np.ndarray, "rows width"]: ...
 @overload
 def last_token(
@@ -132,6 +136,7 @@ def last_token(
     taps: list[Tap],
     label: str | None = None,
     done: Callable[[int], object] | None = None,
+    interventions: Sequence[Intervention] = (),
 ) -> dict[Tap, Float[np.ndarray, "rows _"]]: ...
 def last_token(
     lm: LanguageModel,
@@ -139,6 +144,7 @@ def last_token(
     taps: Tap | list[Tap],
     label: str | None = None,
     done: Callable[[int], object] | None = None,
+    interventions: Sequence[Intervention] = (),
 ) -> Float[np.ndarray, "rows width"] | dict[Tap, Float[np.ndarray, "rows _"]]:
     """The activation of each row's last token, in the order of the rows, as float32.
 
@@ -148,6 +154,7 @@ def last_token(
       taps: one tap, which gives an array, or a list of taps, which gives a dictionary.
       label: what the progress bar says; without it there is none.
       done: told after every batch how many rows were read, for a bar of the caller's own.
+      interventions: as in `capture`; what they give per row is in the order of `rows`.
 
     Raises:
       UserError: as `capture`.
@@ -155,9 +162,10 @@ def last_token(
     wanted = [taps] if isinstance(taps, Tap) else taps
     check_taps(lm.config, wanted)
     check_rows(lm.config, rows)
+    check(lm.config, interventions, list(map(len, rows)))
     widths = {tap: decoder.site_width(lm.config, tap.site) for tap in wanted}
     found = {tap: np.zeros((len(rows), width), np.float32) for tap, width in widths.items()}
-    for batch, read in _passes(lm, rows, wanted, _BATCH_TOKENS, label):
+    for batch, read in _passes(lm, rows, wanted, _BATCH_TOKENS, label, interventions):
         last = np.maximum(batch.mask.sum(axis=1) - 1, 0)[: len(batch.rows)]
         for tap, values in read.items():
             found[tap][batch.rows] = np.asarray(values)[np.arange(len(last)), last]
@@ -166,15 +174,19 @@ def last_token(
     return found[taps] if isinstance(taps, Tap) else found
 
 
-def check_taps(config: DecoderConfig, taps: Sequence[Tap]) -> None:
+def check_taps(config: DecoderConfig, taps: Sequence[Any]) -> None:
     """Refuses taps where the model has nothing to read.
 
     Raises:
-      UserError: there is no tap, or one's site or layer does not exist.
+      UserError: there is no tap, something else, or a site or layer that does not exist.
     """
     if not taps:
         raise UserError("No tap was given to capture; name at least one layer and site.")
     for tap in taps:
+        if not isinstance(tap, Tap):
+            raise UserError(
+                f"The taps hold {tap!r}, which is no tap; give a list of Tap(layer, site)."
+            )
         check_place(config, tap.site, tap.layer, "A tap")
 
 
@@ -184,6 +196,7 @@ def _passes(
     taps: Sequence[Tap],
     batch_tokens: int,
     label: str | None,
+    interventions: Sequence[Intervention],
 ) -> Iterator[tuple[Batch, dict[Tap, Array]]]:
     """Each batch with what the taps read; the next one is under way while one is looked at."""
     under_way: tuple[Batch, dict[Tap, Array]] | None = None
@@ -191,7 +204,16 @@ def _passes(
         total=sum(map(len, rows)), desc=label, unit="token", unit_scale=True, disable=label is None
     ) as bar:
         for batch in batches(rows, batch_tokens):
-            read = _dispatch(lm.config, lm.params, batch.tokens, batch.mask, taps, ())
+            # Rows that only fill the batch up get what is meant for its first.
+            numbers = np.full(len(batch.mask), batch.rows[0])
+            numbers[: len(batch.rows)] = batch.rows
+            prepared = prepare(
+                lm.config,
+                intervene.of_rows(interventions, numbers),
+                batch.mask.sum(axis=1),
+                batch.mask.shape[1],
+            )
+            read = _dispatch(lm.config, lm.params, batch.tokens, batch.mask, taps, prepared)
             if under_way is not None:
                 bar.update(int(under_way[0].mask.sum()))
                 yield under_way
@@ -293,7 +315,7 @@ def _begin(
     for rows in _parts(*mask.shape):
         at = positions[rows]
         context = decoder.context_of(config, at, at, mask[rows], longest)
-        parts.append(_Part(context, prompt[rows], intervene.of_rows(interventions, rows)))
+        parts.append(_Part(context, prompt[rows], intervene.of_part(interventions, rows)))
         shape = h[rows].shape[:2]
         room = {
             site: jnp.zeros((len(layers), *shape, decoder.site_width(config, site)), h.dtype)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from emojax.errors import UserError
 from emojax.lm.model import LanguageModel
-from emojax.lm.text import tokenize
+from emojax.lm.text import check_list, tokenize
 
 
 def chat_rows(
@@ -18,8 +18,10 @@ def chat_rows(
         what a user says.
 
     Raises:
-      UserError: the model has no chat template, or it does not take these messages.
+      UserError: the model has no chat template, a text stands alone, or a template does not take
+        these messages.
     """
+    check_list(conversations)
     if not lm.tokenizer.chat_template:
         raise UserError(
             f"The tokenizer of {lm.name} has no chat template; "

@@ -20,7 +20,7 @@ from emojax.lm.intervention_checks import prepare
 from emojax.lm.kv_cache import Cache
 from emojax.lm.model import LanguageModel
 from emojax.lm.sampling import Sampling, sample
-from emojax.lm.text import tokenize
+from emojax.lm.text import prompt_rows
 
 # Room for new tokens comes in steps of this many, so that other numbers rarely compile again.
 _ROOM = 32
@@ -137,13 +137,11 @@ def begin(
     Raises:
       UserError: as `generate`.
     """
-    if not prompts:
-        raise UserError("There is no prompt to continue; give at least one.")
-    rows = [tokenize(lm, [p])[0] if isinstance(p, str) else list(p) for p in prompts]
+    rows = prompt_rows(lm, prompts)
     check_rows(lm.config, rows, room=settings.max_new_tokens)
     time = padded_length(max(map(len, rows)))
     room = -(-settings.max_new_tokens // _ROOM) * _ROOM
-    prepared = prepare(lm.config, interventions, len(rows), time + room)
+    prepared = prepare(lm.config, interventions, list(map(len, rows)), time + room)
     if seeds is None:
         seeds = [settings.seed + i for i in range(len(rows))]
     if len(seeds) != len(rows):

@@ -24,7 +24,8 @@ MODES = ("add", "scale", "set", "project_out", "clamp")
 LATENT_MODES = ("add", "clamp", "scale")
 UNITS = ("raw", "fraction")
 PHASES = {"prompt": (True, False), "generated": (False, True), "both": (True, True)}
-_FOREVER = np.iinfo(np.int32).max
+# Positions without end.
+EVERYWHERE = (0, np.iinfo(np.int32).max)
 
 
 # In the comments: what a caller may give, then what `prepare` makes of it where that differs.
@@ -58,9 +59,10 @@ class Latents:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Patch:
-    """Values of another run, by position."""
+    """Values of another run, and which are of real tokens; `prepare` puts them by position."""
 
     values: Any  # [n, width] or [batch, n, width] -> [batch, length, width]
+    mask: Any  # [], [n] or [batch, n] -> [batch, length]
 
 
 @jax.tree_util.register_dataclass
@@ -100,7 +102,7 @@ def direction(
     strength: Any = 1.0,
     unit: str = "raw",
     rows: Any = 1.0,
-    positions: Any = (0, _FOREVER),
+    positions: Any = EVERYWHERE,
     phase: str = "both",
 ) -> Intervention:
     """An edit of a token's activation h along a vector v, with strength s.
@@ -147,7 +149,7 @@ def clamp(
     layer: Any,
     site: str = "resid_post",
     rows: Any = 1.0,
-    positions: Any = (0, _FOREVER),
+    positions: Any = EVERYWHERE,
     phase: str = "both",
 ) -> Intervention:
     """Moves a token's activation along a vector v until its projection on v̂ is within bounds.
@@ -178,7 +180,7 @@ def ablate(
     layer: Any,
     site: str = "resid_post",
     rows: Any = 1.0,
-    positions: Any = (0, _FOREVER),
+    positions: Any = EVERYWHERE,
     phase: str = "both",
 ) -> Intervention:
     """Replaces activations by a mean, `[width]` or `[batch, width]`, or by zeros.
@@ -193,30 +195,35 @@ def ablate(
 
 def patch(
     values: Any,
+    mask: Any,
     *,
     layer: Any,
     site: str = "resid_post",
     rows: Any = 1.0,
-    positions: Any = (0, _FOREVER),
+    positions: Any = EVERYWHERE,
     phase: str = "both",
 ) -> Intervention:
     """Replaces activations by those of another run, position by position.
 
+    Positions count from the first real token in both runs, wherever their padding is. Of the
+    prompt's tokens, a position is patched only where the other run has it too, and it is an error
+    if one that `positions` names is in only one of them: rows of different lengths need `positions`
+    that both have. Generated tokens that the other run does not reach are left alone.
+
     Args:
-      values: `[n, width]` for all rows or `[batch, n, width]`, as `capture` reads them of rows
-        padded on the right; entry p is for the token at position p, and tokens from n on are left
-        alone.
+      values: `[n, width]` for all rows or `[batch, n, width]`, as `capture` reads them
+        (`ActivationCache.patch` hands them and their mask on).
+      mask: which of them are of real tokens, boolean, `[n]` or `[batch, n]`; True if all are.
       layer: as in `direction`.
       site: as in `direction`.
       rows: as in `direction`.
-      positions: as in `direction`. Of a run whose rows differ in length, give its mask: entries of
-        padding have no meaning, and a longer row would take them.
+      positions: as in `direction`.
       phase: as in `direction`.
 
     Raises:
       UserError: `phase` is unknown.
     """
-    return _intervention(Patch(values), layer, site, rows, positions, phase)
+    return _intervention(Patch(values, mask), layer, site, rows, positions, phase)
 
 
 def latents(
@@ -231,7 +238,7 @@ def latents(
     threshold: Any = 0.0,
     unit_norm: bool = False,
     rows: Any = 1.0,
-    positions: Any = (0, _FOREVER),
+    positions: Any = EVERYWHERE,
     phase: str = "both",
 ) -> Intervention:
     """An edit of m latents of a sparse autoencoder: h + decode(z') − decode(z).
@@ -269,24 +276,57 @@ def latents(
     return _intervention(edit, layer, site, rows, positions, phase)
 
 
-def of_rows(interventions: Sequence[Prepared], rows: slice) -> tuple[Prepared, ...]:
-    """The interventions of a batch for some of its rows alone."""
-    by_row = {
-        Direction: ("vector", "strength", "low", "high"),
-        Latents: ("value",),
-        Patch: ("values",),
-    }
+# The fields of an edit that may have one entry per row, and how many axes they have then.
+_BY_ROW: dict[type, dict[str, int]] = {
+    Direction: {"vector": 2, "strength": 1, "low": 1, "high": 1},
+    Latents: {"value": 2},
+    Patch: {"values": 3, "mask": 2},
+}
+
+
+def of_rows(
+    interventions: Sequence[Intervention], rows: Int[np.ndarray, " rows"]
+) -> tuple[Intervention, ...]:
+    """The interventions on a list of rows, for those of them that have these numbers."""
+
+    def positions(given: Any) -> Any:
+        if isinstance(given, tuple):
+            return tuple(_of_rows(end, 1, rows) for end in given)
+        return _of_rows(given, 2, rows)
+
     return tuple(
         dataclasses.replace(
             given,
-            edit=dataclasses.replace(
-                given.edit,
-                **{name: getattr(given.edit, name)[rows] for name in by_row[type(given.edit)]},
-            ),
-            weights=given.weights[rows],
+            edit=_edit_of_rows(given.edit, rows),
+            rows=_of_rows(given.rows, 1, rows),
+            positions=positions(given.positions),
         )
         for given in interventions
     )
+
+
+def of_part(interventions: Sequence[Prepared], rows: slice) -> tuple[Prepared, ...]:
+    """The interventions on a batch, for a part of its rows."""
+    return tuple(
+        dataclasses.replace(
+            given, edit=_edit_of_rows(given.edit, rows), weights=given.weights[rows]
+        )
+        for given in interventions
+    )
+
+
+def _edit_of_rows(edit: Direction | Latents | Patch, rows: Any) -> Direction | Latents | Patch:
+    fields = _BY_ROW[type(edit)].items()
+    return dataclasses.replace(
+        edit, **{name: _of_rows(getattr(edit, name), axes, rows) for name, axes in fields}
+    )
+
+
+def _of_rows(value: Any, axes: int, rows: Any) -> Any:
+    """What `value` holds for some rows: with so many axes it has one entry per row."""
+    if np.ndim(value) != axes:
+        return value
+    return (value if isinstance(value, jax.Array) else np.asarray(value))[rows]
 
 
 def apply(
@@ -323,7 +363,7 @@ def _edited(
         target, changed = _with_latents(edit, wide)
     else:
         target = jnp.take_along_axis(edit.values, positions[..., None], axis=1, mode="clip")
-        changed = jnp.ones_like(generated)
+        changed = jnp.take_along_axis(edit.mask, positions, axis=1, mode="clip")
     weight = jnp.take_along_axis(intervention.weights, positions, axis=1, mode="clip")
     in_phase = jnp.where(generated, intervention.phases[1], intervention.phases[0])
     active = changed & (weight != 0) & in_phase

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from emojax.errors import UserError
 from emojax.lm import decoder
@@ -15,7 +15,10 @@ from emojax.lm.intervene import MODES, Direction, Intervention, Latents, Patch, 
 
 
 def prepare(
-    config: DecoderConfig, interventions: Sequence[Intervention], batch: int, length: int
+    config: DecoderConfig,
+    interventions: Sequence[Intervention],
+    tokens: Int[Any, " batch"] | Sequence[int],
+    length: int,
 ) -> tuple[Prepared, ...]:
     """Checks interventions and gives each array its full shape, before anything is compiled.
 
@@ -24,17 +27,47 @@ def prepare(
     Args:
       config: the decoder's traits.
       interventions: in the order in which they act.
-      batch: how many rows the pass has.
+      tokens: how many real tokens each row of the pass has; 0 in rows that only fill a batch up.
       length: how many positions a row can have in it, generated tokens included.
 
     Raises:
       UserError: a site or layer does not exist, a shape does not fit the model or the batch, a
-        number is NaN or infinite, or a range of positions is none.
+        number is NaN or infinite, a range of positions is none, or a position of a prompt is to be
+        patched that only one of the two runs has.
     """
+    check_kind(interventions)
     return tuple(
-        _prepare(config, given, batch, length, f"Intervention {i + 1} of {len(interventions)}")
+        _prepare(config, given, tokens, length, f"Intervention {i + 1} of {len(interventions)}")
         for i, given in enumerate(interventions)
     )
+
+
+def check(
+    config: DecoderConfig, interventions: Sequence[Intervention], tokens: Sequence[int]
+) -> None:
+    """The checks of `prepare` for any number of rows, without their arrays.
+
+    Raises:
+      UserError: as `prepare`.
+    """
+    length = max(tokens, default=0)
+    jax.eval_shape(lambda: prepare(config, interventions, tokens, length))
+
+
+def check_kind(interventions: Any) -> None:
+    """Refuses what is no list of interventions.
+
+    Raises:
+      UserError: it is a single one, or something else is among them.
+    """
+    if isinstance(interventions, Intervention):
+        raise UserError("One intervention was given where a list of them is needed; put it in [ ].")
+    for i, given in enumerate(interventions):
+        if not isinstance(given, Intervention):
+            raise UserError(
+                f"Intervention {i + 1} of {len(interventions)} is a {type(given).__name__}; "
+                "make it by intervene.direction or its neighbours."
+            )
 
 
 def check_place(config: DecoderConfig, site: str, layer: Any, what: str) -> None:
@@ -48,6 +81,8 @@ def check_place(config: DecoderConfig, site: str, layer: Any, what: str) -> None
             f"{what} is at the site {site!r}, which does not exist; "
             f"use one of {', '.join(decoder.SITES)}."
         )
+    if not _traced(layer) and not (np.ndim(layer) == 0 and _whole(layer)):
+        raise UserError(f"{what} is at layer {layer!r}, which is no whole number; give its number.")
     first = config.n_layers - 1 if site == "final_norm" else 0
     if not _traced(layer) and not first <= int(layer) < config.n_layers:
         raise UserError(
@@ -57,17 +92,21 @@ def check_place(config: DecoderConfig, site: str, layer: Any, what: str) -> None
 
 
 def _prepare(
-    config: DecoderConfig, given: Intervention, batch: int, length: int, what: str
+    config: DecoderConfig, given: Intervention, tokens: Any, length: int, what: str
 ) -> Prepared:
     check_place(config, given.site, given.layer, what)
     what = f"{what} (at {given.site}, layer {given.layer})"
-    return Prepared(
+    batch, width = len(tokens), decoder.site_width(config, given.site)
+    prepared = Prepared(
         site=given.site,
         layer=jnp.asarray(given.layer, jnp.int32),
-        edit=_edit(given.edit, batch, length, decoder.site_width(config, given.site), what),
+        edit=_edit(given.edit, batch, length, width, what),
         weights=_weights(given, batch, length, what),
         phases=jnp.asarray(given.phases, bool),
     )
+    if isinstance(given.edit, Patch):
+        _check_fit(given, given.edit, tokens, what)
+    return prepared
 
 
 def _edit(
@@ -92,7 +131,7 @@ def _edit(
             high=full("high", (batch,), infinite=True),
         )
     if isinstance(edit, Latents):
-        m = (np.shape(edit.w_enc) or (1,))[0]
+        m = (np.shape(edit.b_enc) or np.shape(edit.w_enc) or (1,))[0]
         return Latents(
             mode=jnp.asarray(edit.mode, jnp.int32),
             value=full("value", (batch, m)),
@@ -102,14 +141,49 @@ def _edit(
             threshold=full("threshold", (m,)),
             unit_norm=jnp.asarray(edit.unit_norm, bool),
         )
-    values = full("values", (batch, _patched(edit), width), least=2)
-    return Patch(_to_length(values, length))
+    axes = np.ndim(edit.values)
+    n = np.shape(edit.values)[-2] if axes > 1 else 1
+    values = full("values", (batch, n, width), least=2)
+    given = edit.mask if _traced(edit.mask) else np.asarray(edit.mask)
+    if given.dtype != bool:
+        raise UserError(
+            f"{what}: mask holds {given.dtype}, not booleans; say which values are of real tokens."
+        )
+    if given.ndim >= axes:
+        raise UserError(
+            f"{what}: mask has shape {given.shape} for values of shape {np.shape(edit.values)}; "
+            "give the mask of the rows that the values are of."
+        )
+    mask = _full(edit.mask, (batch, n), f"{what}: mask", dtype=bool)
+    # Real tokens first, so that where a value lies is its token's position.
+    order = jnp.argsort(~mask, axis=1, stable=True)
+    values = jnp.take_along_axis(values, order[..., None], axis=1)
+    mask = jnp.take_along_axis(mask, order, axis=1)
+    return Patch(_to_length(values, length), _to_length(mask, length))
 
 
-def _patched(edit: Patch) -> int:
-    """How many positions a patch has values for."""
-    shape = np.shape(edit.values)
-    return shape[-2] if len(shape) > 1 else 0
+def _check_fit(given: Intervention, patch: Patch, tokens: Any, what: str) -> None:
+    """Refuses a patch of prompts at a position that only one of the two runs has."""
+    place = (patch.mask, given.rows, given.positions, given.phases)
+    if any(map(_traced, jax.tree.leaves((tokens, place)))) or not given.phases[0]:
+        return
+    ours, n = np.asarray(tokens), np.shape(patch.values)[-2]
+    theirs = np.broadcast_to(patch.mask, (len(ours), n)).sum(axis=1)
+    edited = np.broadcast_to(np.asarray(given.rows) != 0, ours.shape)
+    for row in np.flatnonzero(edited & (ours > 0) & (ours != theirs)):
+        few, many = sorted((int(ours[row]), int(theirs[row])))
+        if isinstance(given.positions, tuple):
+            start, end = (int(np.broadcast_to(end, ours.shape)[row]) for end in given.positions)
+            named = range(max(start, few), min(end, many))
+        else:
+            mask = np.asarray(given.positions)
+            named = few + np.flatnonzero((mask if mask.ndim == 1 else mask[row])[few:many])
+        if len(named):
+            raise UserError(
+                f"{what}: row {row} has {ours[row]} tokens and the run whose activations it gets "
+                f"{theirs[row]}, so that only one has position {named[0]}; patch rows of equally "
+                f"many tokens, or positions that both have, such as positions=(0, {few})."
+            )
 
 
 def _weights(
@@ -125,7 +199,10 @@ def _weights(
             _full(value, (batch,), f"{what}: {name}", dtype=jnp.int32)[:, None]
             for name, value in zip(("start", "end"), given.positions, strict=True)
         )
-        if not any(map(_traced, given.positions)) and bool(jnp.any((start < 0) | (end < start))):
+        if not any(map(_traced, given.positions)) and np.any(
+            (np.asarray(given.positions[0]) < 0)
+            | (np.asarray(given.positions[1]) < np.asarray(given.positions[0]))
+        ):
             raise UserError(
                 f"{what}: positions starts below 0 or ends before its start; count from the row's "
                 "first real token, which is 0."
@@ -135,13 +212,11 @@ def _weights(
         mask = given.positions if _traced(given.positions) else np.asarray(given.positions)
         if mask.ndim not in (1, 2) or mask.dtype != bool:
             raise UserError(
-                f"{what}: positions is neither (start, end) nor a mask; give a pair of numbers or "
-                "booleans of shape [n] or [batch, n]."
+                f"{what}: positions is neither a tuple (start, end) nor a mask; give two whole "
+                "numbers in ( ), or booleans of shape [n] or [batch, n]."
             )
         full = _full(mask, (batch, mask.shape[-1]), f"{what}: positions", least=1, dtype=bool)
         where = _to_length(full, length)
-    if isinstance(given.edit, Patch):
-        where &= jnp.arange(length) < _patched(given.edit)
     return jnp.where(where, rows[:, None], 0.0)
 
 
@@ -162,17 +237,34 @@ def _full(
     dtype: Any = jnp.float32,
 ) -> Array:
     """`value` broadcast to `shape`; it has the last dimensions of it, `least` of them or more."""
+    numbers = None if _traced(value) else _numbers(value, what)
     given = np.shape(value)
     if len(given) < least or given != shape[len(shape) - len(given) :]:
+        fitting = [shape[i:] for i in range(len(shape) - least, -1, -1)]
         raise UserError(
-            f"{what} has shape {given}, which does not fit {shape}; "
-            "give it the site's width and either one row or as many as the batch."
+            f"{what} has shape {given}, which does not fit this site and these rows; give "
+            f"{' or '.join(str(s) if s else 'one number' for s in fitting)}."
         )
-    if not _traced(value):
-        numbers = np.asarray(value, np.float32)
+    if numbers is not None:
         if np.any(np.isnan(numbers) if infinite else ~np.isfinite(numbers)):
             raise UserError(f"{what} holds NaN or infinity; look at where it was made.")
+        if dtype is jnp.int32 and not _whole(value):
+            raise UserError(f"{what} is {value}, not whole numbers; round it as it is meant.")
     return jnp.broadcast_to(jnp.asarray(value, dtype), shape)
+
+
+def _numbers(value: Any, what: str) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind in "OSU":
+        raise UserError(f"{what} is not an array of numbers; give one.")
+    return array.astype(np.float32)
+
+
+def _whole(value: Any) -> bool:
+    return np.issubdtype(np.asarray(value).dtype, np.integer)
 
 
 def _traced(value: Any) -> bool:

@@ -28,6 +28,7 @@ from emojax.lm.intervene import (
     Latents,
     Patch,
 )
+from emojax.lm.intervention_checks import check_kind
 
 FORMAT = 1
 _JSON, _ARRAYS = "interventions.json", "interventions.safetensors"
@@ -41,7 +42,7 @@ _WORDS: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
 _PLACE = ("kind", "site", "layer", "phase")
 
 
-def save(directory: Path, interventions: Sequence[Intervention]) -> str:
+def save(directory: str | Path, interventions: Sequence[Intervention]) -> str:
     """Writes interventions; what they are does not depend on a model or a batch.
 
     Args:
@@ -52,8 +53,10 @@ def save(directory: Path, interventions: Sequence[Intervention]) -> str:
       The content's SHA-256: equal for equal interventions, on any machine.
 
     Raises:
-      UserError: the folder is not writable, or the disk has no room.
+      UserError: something is no intervention, the folder is not writable, or the disk is full.
     """
+    check_kind(interventions)
+    directory = Path(directory)
     records, arrays = [], {}
     for number, intervention in enumerate(interventions):
         record, own = _parts(intervention)
@@ -72,12 +75,13 @@ def save(directory: Path, interventions: Sequence[Intervention]) -> str:
     return content
 
 
-def load(directory: Path) -> tuple[Intervention, ...]:
+def load(directory: str | Path) -> tuple[Intervention, ...]:
     """Reads what `save` wrote.
 
     Raises:
       UserError: something is missing, damaged, of another format, or not as `save` writes it.
     """
+    directory = Path(directory)
     path = directory / _JSON
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

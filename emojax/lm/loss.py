@@ -55,7 +55,7 @@ def next_token_loss(
       UserError: a row is empty or too long, or a splice or intervention does not fit the model.
     """
     check_tokens(config, tokens, mask)
-    prepared = prepare(config, interventions, *tokens.shape)
+    prepared = prepare(config, interventions, mask.sum(axis=1), tokens.shape[1])
     if splice is not None:
         check_taps(config, [splice.tap])
     site = None if splice is None else splice.tap.site

@@ -3,17 +3,18 @@
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from emojax.errors import UserError
-from emojax.lm import capture, decoder
+from emojax.lm import capture, decoder, intervene
 from emojax.lm.batching import check_rows, pad
 from emojax.lm.capture import Tap
 from emojax.lm.intervene import Intervention
 from emojax.lm.model import LanguageModel
-from emojax.lm.text import tokenize
+from emojax.lm.text import prompt_rows
 
 # What TransformerLens calls our sites. Its `ln_final.hook_normalized` comes before the norm's gain
 # and our `final_norm` after it, so that site has no name there.
@@ -28,6 +29,10 @@ HOOK_NAMES = {
 }
 
 
+# A tap, (layer, site) or (site, layer), or a TransformerLens name.
+Place = str | tuple[int, str] | tuple[str, int]
+
+
 class NotInCache(UserError, KeyError):
     """An activation that was not read; a `KeyError` too, so that `in` and `get` do not raise it."""
 
@@ -38,9 +43,10 @@ class NotInCache(UserError, KeyError):
 class ActivationCache(Mapping[Tap, Array]):
     """Activations by tap, `(layer, site)` or TransformerLens name.
 
-    `cache[9, "resid_post"]`, `cache[Tap(9)]` and `cache["blocks.9.hook_resid_post"]` are the same
-    array `[batch, time, width]`. The heads of `z` are side by side: split its last axis in
-    `[heads, head_dim]` for TransformerLens' shape.
+    `cache[9, "resid_post"]`, `cache["resid_post", 9]` and `cache["blocks.9.hook_resid_post"]` are
+    the same array `[batch, time, width]`, whose entry `[i, cache.last[i]]` is of the last token of
+    row i. The heads of `z` are side by side: split its last axis in `[heads, head_dim]` for
+    TransformerLens' shape.
 
     Attributes:
       read: the activations.
@@ -52,27 +58,81 @@ class ActivationCache(Mapping[Tap, Array]):
     tokens: Int[Array, "batch time"]
     mask: Bool[Array, "batch time"]
 
-    def __getitem__(self, key: str | tuple[int, str]) -> Float[Array, "batch time _"]:
+    @property
+    def last(self) -> Int[Array, " batch"]:
+        """Where each row's last real token is; its logits are those of the next token."""
+        return self.mask.sum(axis=1) - 1
+
+    def __getitem__(self, key: Place) -> Float[Array, "batch time _"]:
         """The activations at one place.
 
         Raises:
           NotInCache: nothing was read there, or the name is not one of TransformerLens'.
         """
         try:
-            tap = named(key) if isinstance(key, str) else key
+            tap = tap_of(key)
         except UserError as error:
             raise NotInCache(str(error)) from None
         if tap not in self.read:
             raise NotInCache(
                 f"The cache has nothing of {tap}; ask for it in the taps of run_with_cache."
             )
-        return self.read[Tap(*tap)]
+        return self.read[tap]
+
+    def patch(
+        self,
+        key: Place,
+        row: int | None = None,
+        *,
+        rows: Any = 1.0,
+        positions: Any = intervene.EVERYWHERE,
+        phase: str = "both",
+    ) -> Intervention:
+        """An intervention that puts what was read here into another run: `intervene.patch`.
+
+        Args:
+          key: the place, as in `cache[key]`; it is read and patched there.
+          row: whose activations all rows of the other run get; None gives each row those of the
+            row with its own number.
+          rows: as in `intervene.direction`.
+          positions: as in `intervene.patch`.
+          phase: as in `intervene.direction`.
+
+        Raises:
+          NotInCache: nothing was read there.
+          UserError: there is no such row, or `phase` is unknown.
+        """
+        values, mask = self[key], self.mask
+        layer, site = tap_of(key)
+        if row is not None:
+            if not 0 <= row < len(mask):
+                raise UserError(
+                    f"The cache has no row {row} to patch with; give one from 0 to {len(mask) - 1}."
+                )
+            values, mask = values[row], mask[row]
+        return intervene.patch(
+            values, mask, layer=layer, site=site, rows=rows, positions=positions, phase=phase
+        )
 
     def __iter__(self) -> Iterator[Tap]:
         return iter(self.read)
 
     def __len__(self) -> int:
         return len(self.read)
+
+
+def tap_of(place: Any) -> Tap:
+    """The tap that is meant by a tap, by `(layer, site)` in either order, or by a hook name.
+
+    Raises:
+      UserError: it is none of these; or as `named`.
+    """
+    if isinstance(place, str):
+        return named(place)
+    if not isinstance(place, tuple) or len(place) != 2:
+        raise UserError(f"{place!r} is no place in a model; give (layer, site) or a hook name.")
+    first, second = place
+    return Tap(second, first) if isinstance(first, str) else Tap(first, second)
 
 
 def named(hook_name: str) -> Tap:
@@ -93,7 +153,7 @@ def named(hook_name: str) -> Tap:
 def run_with_cache(
     lm: LanguageModel,
     prompts: Sequence[str | Sequence[int]],
-    taps: Sequence[str | tuple[int, str]] | None = None,
+    taps: Sequence[Place] | None = None,
     interventions: Sequence[Intervention] = (),
 ) -> tuple[Float[Array, "batch time vocab"], ActivationCache]:
     """Next-token logits in float32, and the activations of one pass over all prompts.
@@ -103,23 +163,21 @@ def run_with_cache(
     Args:
       lm: the language model.
       prompts: texts (which `text.tokenize` begins), or token ids as they are.
-      taps: what to keep, as taps or TransformerLens names; None is every site of every layer.
+      taps: what to keep, as the cache takes it; None is every site of every layer.
       interventions: as `intervene.direction` and its neighbours make them.
 
     Raises:
       UserError: there is no prompt, one is empty or too long, or a tap or an intervention does not
         fit the model.
     """
-    if not prompts:
-        raise UserError("There is no prompt to read; give at least one.")
-    rows = [tokenize(lm, [p])[0] if isinstance(p, str) else list(p) for p in prompts]
+    rows = prompt_rows(lm, prompts)
     check_rows(lm.config, rows)
     last = lm.config.n_layers - 1
     if taps is None:
         wanted = [Tap(layer, site) for layer in range(last + 1) for site in HOOK_NAMES]
         wanted.append(Tap(last, "final_norm"))
     else:
-        wanted = [named(tap) if isinstance(tap, str) else Tap(*tap) for tap in taps]
+        wanted = [tap_of(tap) for tap in taps]
     tokens, mask = map(jnp.asarray, pad(rows, len(rows), max(map(len, rows))))
     normed = Tap(last, "final_norm")
     read = capture.capture(lm.config, lm.params, tokens, mask, [*wanted, normed], interventions)

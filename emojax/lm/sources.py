@@ -36,18 +36,17 @@ _SMOLLM2_WHEEL = (
 )
 
 
-# What a model's repository on the hub is read for.
+# What a model's repository on the hub is read for, besides its weights.
 _HUB_FILES = (
     "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "model.safetensors.index.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_COPIED_FILES = _HUB_FILES[3:]
+_COPIED_FILES = _HUB_FILES[2:]
 
 
 def load(
@@ -75,14 +74,13 @@ def load(
       UserError: the model is missing, damaged or not supported, or the cache cannot take it.
     """
     cache = files.cache_dir() if cache is None else cache
-    name = str(source)
+    name, fingerprint, on_hub = str(source), None, False
     if name == "gemma-3-270m":
         directory, fingerprint = _gemma(cache), _GEMMA_SHA256
     elif name == "smollm2-135m-instruct":
         directory, fingerprint = _smollm2(cache), _SMOLLM2_SHA256
     elif (path := Path(source)).is_dir():
         name, directory = path.resolve().name, path
-        fingerprint = _fingerprint(path, cache)
     elif path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"The model file {path} does not exist; give the path of a GGUF file.")
@@ -90,15 +88,14 @@ def load(
         directory = gguf.convert(path, fingerprint, cache)
     elif path.suffix == ".safetensors":
         name, directory = path.resolve().parent.name, _directory_of(path)
-        fingerprint = _fingerprint(directory, cache)
     elif "/" in name and not path.is_absolute():
-        directory = _from_hub(name)
-        fingerprint = _fingerprint(directory, cache)
+        directory, on_hub = _from_hub(name, _HUB_FILES), True
     else:
         raise UserError(
             f"The model {name!r} is not known; give gemma-3-270m, smollm2-135m-instruct, a .gguf "
             "file, a Hugging Face directory, or owner/name@commit on its hub."
         )
+    # What is small comes first: gigabytes are fetched and read for a model that can be used.
     config = _config(directory)
     tokenizer = _tokenizer(directory)
     if len(tokenizer) > config.vocab_size:
@@ -106,15 +103,22 @@ def load(
             f"The tokenizer in {directory} has {len(tokenizer):,} tokens and the model "
             f"{config.vocab_size:,}; take both from the same model."
         )
+    if on_hub:
+        _from_hub(name, (*_HUB_FILES, *_weights_wanted(directory)))
+    if not any(directory.glob("*.safetensors")):
+        raise UserError(
+            f"{directory} has no *.safetensors file; save the model in that format "
+            "(pickled weights are never loaded)."
+        )
+    shardings = None if mesh is None else sharding.shardings(config, mesh)
+    params = weights.load(directory, config, dtype, shardings)
     return LanguageModel(
         name=name,
         config=config,
-        params=weights.load(
-            directory, config, dtype, None if mesh is None else sharding.shardings(config, mesh)
-        ),
+        params=params,
         tokenizer=tokenizer,
         directory=directory,
-        fingerprint=fingerprint,
+        fingerprint=_fingerprint(directory, cache) if fingerprint is None else fingerprint,
     )
 
 
@@ -151,8 +155,8 @@ def _directory_of(path: Path) -> Path:
     return path.parent
 
 
-def _from_hub(source: str) -> Path:
-    """The snapshot of a model's repository at a commit, from the hub or its cache."""
+def _from_hub(source: str, patterns: Sequence[str]) -> Path:
+    """Some files of a model's repository at a commit, from the hub or its cache."""
     repository, _, commit = source.partition("@")
     if not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise UserError(
@@ -166,16 +170,39 @@ def _from_hub(source: str) -> Path:
         folder = huggingface_hub.snapshot_download(
             repository,
             revision=commit,
-            allow_patterns=list(_HUB_FILES),
+            allow_patterns=list(patterns),
             ignore_patterns=["*/*", "consolidated*"],
         )
     except Exception as error:  # the errors of its HTTP client share no base
-        problem = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"The model {source} could not be fetched from the hub ({problem}); check its name, "
-            "the network connection, HF_HUB_OFFLINE and, for a gated model, HF_TOKEN."
-        ) from None
+        why = hub_refusal(error)
+        if why is None:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            why = (
+                f"{first}; check the network connection, HF_ENDPOINT and HF_HUB_OFFLINE, and run "
+                "again"
+            )
+        raise UserError(f"The model {source} could not be fetched from the hub: {why}.") from None
     return Path(folder)
+
+
+def hub_refusal(error: Exception) -> str | None:
+    """Why the hub refuses a repository, and what to do; None if that is not what went wrong."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "it is gated; accept its terms there and give a token of yours in HF_TOKEN"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "it has no such commit; mend the revision (of a commit all 40 digits)"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is none of that name; mend it or, if it is private, give a token in HF_TOKEN"
+    return None
+
+
+def _weights_wanted(directory: Path) -> list[str]:
+    """The weight files of a repository that are read: those of its index, if it has one."""
+    index = directory / "model.safetensors.index.json"
+    listed = _json(index).get("weight_map") if index.is_file() else None
+    return sorted(set(listed.values())) if isinstance(listed, dict) else ["*.safetensors"]
 
 
 def _gemma(cache: Path) -> Path:
@@ -316,13 +343,7 @@ def _remembered_sha256(path: Path, cache: Path) -> str:
 
 def _fingerprint(directory: Path, cache: Path) -> str:
     """Identifies a Hugging Face directory's model by its configs and weights, not their names."""
-    weight_files: Sequence[Path] = sorted(directory.glob("*.safetensors"))
-    if not weight_files:
-        raise UserError(
-            f"{directory} has no *.safetensors file; save the model in that format "
-            "(pickled weights are never loaded)."
-        )
-    _config(directory)
+    weight_files = sorted(directory.glob("*.safetensors"))
     stops = directory / "generation_config.json"  # they decide how texts end
     configs = [directory / "config.json", *([stops] if stops.is_file() else [])]
     hashes = [_remembered_sha256(path, cache) for path in (*configs, *weight_files)]

@@ -1,6 +1,9 @@
 """Text as rows of token ids: prompts, and words in carrier templates."""
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from emojax.errors import UserError
 from emojax.lm.model import LanguageModel
@@ -15,8 +18,9 @@ def tokenize(lm: LanguageModel, texts: Sequence[str], bos: bool = True) -> list[
       bos: whether each row begins as `beginning` says.
 
     Raises:
-      UserError: as `beginning`, or a text is not valid Unicode.
+      UserError: as `beginning`, a text stands alone, or it is not valid Unicode.
     """
+    check_list(texts)
     first = beginning(lm) if bos else []
     try:
         rows = lm.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
@@ -28,6 +32,31 @@ def tokenize(lm: LanguageModel, texts: Sequence[str], bos: bool = True) -> list[
             f"Text {bad} of the input is not valid Unicode ({texts[bad]!r:.60}); mend its encoding."
         ) from None
     return [first + row.ids for row in rows]
+
+
+def prompt_rows(lm: LanguageModel, prompts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+    """Each prompt's token ids: those of a text (which `tokenize` begins), or ids as they are.
+
+    Raises:
+      UserError: there is no prompt, or one stands alone; or as `tokenize`.
+    """
+    check_list(prompts)
+    if len(prompts) == 0:
+        raise UserError("There is no prompt; give at least one.")
+    return [tokenize(lm, [p])[0] if isinstance(p, str) else list(p) for p in prompts]
+
+
+def check_list(given: Any) -> None:
+    """Refuses one text or one row of tokens where a list of them is meant.
+
+    Raises:
+      UserError: the message says what to write.
+    """
+    if isinstance(given, str) or any(isinstance(item, int | np.integer) for item in given):
+        raise UserError(
+            f"A list of texts or of rows of tokens is needed, and {given!r:.40} is a single one; "
+            "put it in brackets, for a list of one."
+        )
 
 
 def beginning(lm: LanguageModel) -> list[int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emojax.errors import UserError
+from emojax.lm.sources import hub_refusal
 from emojax.sae.documents import FIELD, Document, Source, cut
 
 PREFIX = "hf:"
@@ -102,6 +103,8 @@ def _datasets(path: Path) -> Any:
 
 
 def _unreachable(path: Path, error: Exception) -> UserError:
+    if why := hub_refusal(error):
+        return UserError(f"The corpus {path} could not be read from the hub: {why}.")
     problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(
         f"The corpus {path} could not be read from the hub ({problem}); check its name, config, "

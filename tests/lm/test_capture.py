@@ -7,7 +7,7 @@ from tiny_models import ragged, tiny, tiny_lm
 from emojax.errors import UserError
 from emojax.lm import capture as capturing
 from emojax.lm import decoder, intervene
-from emojax.lm.batching import batches, check_tokens
+from emojax.lm.batching import batches, check_rows, check_tokens, pad
 from emojax.lm.capture import Tap, capture, last_token, stream
 
 pytestmark = pytest.mark.smoke
@@ -78,7 +78,7 @@ def test_rows_may_go_through_a_layer_in_parts(at_once, monkeypatch, layers):
         intervene.direction(
             "add", vectors, layer=1, strength=np.arange(6), rows=[1, 0, 1, 1, 0, 1]
         ),
-        intervene.patch(vectors[:, None], layer=2, site="attn_out"),
+        intervene.patch(vectors[:, None], True, layer=2, site="attn_out", positions=(0, 1)),
         intervene.latents(
             "clamp",
             np.ones((6, 4)),
@@ -189,6 +189,85 @@ def test_last_tokens_are_in_the_rows_order(tmp_path, capsys):
             np.testing.assert_allclose(both[tap][i], alone[tap][0, -1], atol=1e-5)
 
 
+# Of lengths that fall into batches of several shapes, and not in their order.
+LENGTHS = (9, 3, 20, 4, 1, 10, 17, 2, 12, 3)
+RNG = np.random.default_rng(5)
+VECTORS = RNG.normal(size=(len(LENGTHS), 32)).astype(np.float32)
+SAE = {"w_enc": VECTORS[:5], "b_enc": np.ones(5), "w_dec": VECTORS[5:]}
+
+
+def every_kind(shift=0):
+    """Interventions that hold something of each row; another shift has other rows and layers."""
+    n, layer = np.roll(np.arange(len(LENGTHS)), shift), (np.arange(4) + shift) % 4
+    chosen = RNG.random((len(LENGTHS), 20)) < 0.5
+    values = RNG.normal(size=(len(LENGTHS), 4, 32)).astype(np.float32)
+    real = np.arange(4) < np.minimum(LENGTHS, 4)[:, None]
+    first = (0, np.minimum(LENGTHS, 4))
+    return [
+        intervene.patch(values[2], True, layer=layer[0], positions=first, rows=n % 2),
+        intervene.patch(values, real, layer=layer[1], site="attn_out", positions=(0, 4)),
+        intervene.direction("set", VECTORS[0], layer=layer[1], positions=chosen, rows=n % 2 / 2),
+        intervene.clamp(VECTORS[1], -n / 10.0, n / 10.0, layer=layer[2], positions=(1, 3 + n)),
+        intervene.latents("add", RNG.random((len(LENGTHS), 5)), **SAE, layer=layer[3]),
+        intervene.direction(
+            "add",
+            VECTORS[n],
+            layer=layer[0],
+            strength=1.0 + n,
+            rows=n % 3,
+            positions=(n % 4, 3 + n),
+        ),
+    ]
+
+
+def test_interventions_on_rows_of_a_list_as_on_one_batch(tmp_path):
+    lm = tiny_lm("gemma3", tmp_path)
+    rows = [RNG.integers(3, 97, n).tolist() for n in LENGTHS]
+    taps = [Tap(i) for i in range(4)]
+    tokens, mask = pad(rows, len(rows), max(LENGTHS))
+    edits = every_kind()
+    whole = capture(lm.config, lm.params, tokens, mask, taps, edits)
+    seen = np.zeros(len(rows), int)
+    for part in stream(lm, rows, taps, batch_tokens=64, interventions=edits):
+        for tap in taps:
+            read = part[tap]
+            expected = np.asarray(whole[tap])[read.rows, read.positions]
+            np.testing.assert_allclose(read.values, expected, atol=1e-5 * abs(expected).max())
+        assert len(np.unique(read.rows)) < len(rows)
+        seen += np.bincount(read.rows, minlength=len(rows))
+    assert tuple(seen) == LENGTHS
+    plain = last_token(lm, rows, taps)
+    last = last_token(lm, rows, taps, interventions=edits)
+    for tap in taps:
+        expected = np.asarray(whole[tap])[np.arange(len(rows)), np.array(LENGTHS) - 1]
+        np.testing.assert_allclose(last[tap], expected, atol=1e-5 * abs(expected).max())
+    assert (last[Tap(3)] != plain[Tap(3)]).any(axis=1).all()
+    # Other layers, rows, positions and numbers of the same kinds compile nothing new.
+    before = capturing._capture._cache_size()
+    for shift in (1, 2):
+        other = last_token(lm, rows, taps, interventions=every_kind(shift))
+        assert (other[Tap(3)] != last[Tap(3)]).any(axis=1).all()
+        list(stream(lm, rows, taps, batch_tokens=64, interventions=every_kind(shift)))
+    assert capturing._capture._cache_size() == before
+
+
+def test_interventions_that_do_not_fit_a_list_of_rows(monkeypatch, tmp_path):
+    never_compiled(monkeypatch)
+    lm = tiny_lm("gemma3", tmp_path)
+    rows = [[3] * n for n in LENGTHS]
+    for edit, message in (
+        (intervene.direction("add", VECTORS[:4], layer=1), r"shape \(4, 32\), .* \(10, 32\)"),
+        (intervene.ablate(layer=4), "layer 4"),
+        (intervene.ablate(layer=1, positions=(0, [-1] * 10)), "ends before its start"),
+        (intervene.patch(VECTORS[:3], True, layer=1), "row 0 has 9 tokens and .* gets 3"),
+        (intervene.ablate(layer=1, rows=[1.0] * 9 + [np.nan]), "rows holds NaN"),
+    ):
+        with pytest.raises(UserError, match=message):
+            next(stream(lm, rows, [Tap(1)], interventions=[edit]))
+        with pytest.raises(UserError, match=message):
+            last_token(lm, rows, Tap(1), interventions=[edit])
+
+
 def test_batches_have_few_shapes_and_waste_little():
     rng = np.random.default_rng(3)
     rows = [[3] * n for n in rng.integers(1, 300, 500)]
@@ -198,6 +277,11 @@ def test_batches_have_few_shapes_and_waste_little():
     assert len({b.tokens.shape for b in found}) <= 30
     assert sum(b.tokens.size for b in found) < 1.45 * sum(map(len, rows))
     assert all(b.mask[: len(b.rows)].any(axis=1).all() for b in found)
+
+
+def test_a_text_is_no_row_of_tokens():
+    with pytest.raises(UserError, match=r"Row 1 of the input is a text; give its tokens"):
+        check_rows(tiny("gemma3")[0], [[3], "a text"])
 
 
 def never_compiled(monkeypatch):
@@ -222,6 +306,13 @@ def test_taps_that_do_not_exist(taps, message, monkeypatch):
     config, params = tiny("gemma3")
     with pytest.raises(UserError, match=message):
         capture(config, params, np.ones((1, 4), np.int32), np.ones((1, 4), bool), taps)
+
+
+def test_what_is_no_list_of_taps():
+    config, _ = tiny("gemma3")
+    for taps, found in ((Tap(1), "1"), ([Tap(1), (1, "z")], r"\(1, 'z'\)")):
+        with pytest.raises(UserError, match=f"The taps hold {found}, which is no tap"):
+            capturing.check_taps(config, taps)
 
 
 TOKENS, MASK = np.full((2, 4), 3), np.ones((2, 4), bool)

@@ -46,5 +46,7 @@ def test_models_and_messages_that_do_not_fit(lm):
     lm.tokenizer.chat_template = None
     with pytest.raises(UserError, match="has no chat template"):
         chat_rows(lm, ["happy"])
+    with pytest.raises(UserError, match="'happy' is a single one"):
+        chat_rows(lm, "happy")
     with pytest.raises(UserError, match=r"does not take conversation 1 .*no tools here"):
         chat_rows(with_template(lm), ["happy", [{"role": "tool", "content": "x"}]])

@@ -9,7 +9,7 @@ from emojax.errors import UserError
 from emojax.lm import capture as capturing
 from emojax.lm import decoder, intervene
 from emojax.lm.capture import Tap, capture
-from emojax.lm.intervention_checks import prepare
+from emojax.lm.intervention_checks import check_kind, prepare
 from emojax.lm.loss import next_token_loss
 
 pytestmark = pytest.mark.smoke
@@ -102,28 +102,6 @@ def test_a_clamp_bounds_the_projection():
     found = edited(intervene.clamp(PER_ROW, np.zeros(BATCH), 0.0, **at()))
     rest = np.einsum("btd,bd->bt", found, PER_ROW) / norm(PER_ROW)
     assert np.abs(rest[mask]).max() < 1e-4
-
-
-def test_a_patch_brings_activations_of_another_run():
-    config, params = tiny("gemma3")
-    tokens, mask = ragged(config, BATCH, TIME, "right")
-    other = np.roll(tokens, 1, axis=1)
-    last = Tap(config.n_layers - 1)
-    for site in ("resid_pre", "resid_mid", "resid_post"):
-        tap = Tap(1, site)
-        source = capture(config, params, other, mask, [tap, last])
-        whole = intervene.patch(source[tap], layer=1, site=site)
-        found = capture(config, params, tokens, mask, [tap, last], [whole])
-        # The stream carries all that later layers read, so the rest of the run is the other's.
-        np.testing.assert_array_equal(found[tap][mask], source[tap][mask])
-        np.testing.assert_allclose(found[last][mask], source[last][mask], atol=1e-5)
-    values = np.asarray(source[TAP])
-    h, _ = plain()
-    for first in (values[:, :4], values[0, :4]):
-        found = edited(intervene.patch(first, **at(positions=(2, 30), rows=[1, 0, 1])))
-        expected = h.copy()
-        expected[[0, 2], 2:4] = first[[0, 2], 2:4] if first.ndim == 3 else first[2:4]
-        np.testing.assert_array_equal(found[mask], expected[mask])
 
 
 def test_a_mask_of_positions():
@@ -235,7 +213,7 @@ NO_OPS = {
     "clamp without bounds": intervene.clamp(VECTOR, **at()),
     "clamp within bounds": intervene.clamp(VECTOR, -1e6, 1e6, **at()),
     "clamp without direction": intervene.clamp(np.zeros(WIDTH), 5.0, 5.0, **at()),
-    "patch of no rows": intervene.patch(PER_ROW[:, None], **at(rows=0.0)),
+    "patch of no rows": intervene.patch(PER_ROW[:, None], True, **at(rows=0.0)),
     "empty mask": intervene.direction("set", VECTOR, **at(positions=np.zeros(4, bool))),
     "no rows": intervene.direction("set", VECTOR, **at(rows=0.0)),
     "no positions": intervene.direction("set", VECTOR, **at(positions=(3, 3))),
@@ -329,7 +307,7 @@ def test_changing_an_intervention_does_not_compile_again():
     # What is compiled has room for as many positions as the pass: patches differ in none of it.
     sizes = []
     for values in (PER_ROW[:, None], np.ones((BATCH, TIME, WIDTH)), np.ones((4, WIDTH))):
-        read([intervene.patch(values, layer=2, positions=(0, 2))])
+        read([intervene.patch(values, True, layer=2, positions=(0, 1))])
         sizes.append(capturing._through_alone._cache_size())
     assert sizes == 3 * sizes[:1] and before > 0
 
@@ -337,6 +315,7 @@ def test_changing_an_intervention_does_not_compile_again():
 def test_gradients_flow_through_vectors_and_latents():
     config, params = tiny("gemma3")
     tokens, mask = map(jnp.asarray, ragged(config, BATCH, TIME, "right"))
+    lengths = np.asarray(mask.sum(axis=1))
 
     def loss(numbers):
         vector, strength, value, low, values = numbers
@@ -346,9 +325,9 @@ def test_gradients_flow_through_vectors_and_latents():
                 intervene.direction("add", vector, **at(strength=strength, unit="fraction")),
                 intervene.latents("add", value, **SAE, layer=2),
                 intervene.clamp(vector, low, layer=2),
-                intervene.patch(values, layer=0, site="z", rows=0.5),
+                intervene.patch(values, True, layer=0, site="z", rows=0.5, positions=(0, 1)),
             ],
-            BATCH,
+            lengths,
             TIME,
         )
         positions = decoder.positions_of(mask)
@@ -407,14 +386,32 @@ def test_gradients_are_finite_where_activations_are_zero(zero):
         (lambda: intervene.direction("clamp", VECTOR, layer=0), "mode 'clamp'"),
         (lambda: intervene.clamp(VECTOR, 2.0, 1.0, layer=0), "low is above high"),
         (lambda: intervene.clamp(VECTOR, np.nan, layer=0), "low holds NaN"),
-        (lambda: intervene.patch(VECTOR, layer=0), r"values has shape \(32,\)"),
-        (lambda: intervene.patch(PER_ROW[:, None, 1:], layer=0), r"values has shape \(3, 1, 31\)"),
-        (lambda: intervene.patch(PER_ROW * np.inf, layer=0), "values holds NaN"),
+        (lambda: intervene.patch(VECTOR, True, layer=0), r"values has shape \(32,\)"),
+        (
+            lambda: intervene.patch(PER_ROW[:, None, 1:], True, layer=0),
+            r"values has shape \(3, 1, 31\)",
+        ),
+        (lambda: intervene.patch(PER_ROW * np.inf, True, layer=0), "values holds NaN"),
+        (lambda: intervene.patch(PER_ROW, np.ones(2, bool), layer=0), r"mask has shape \(2,\)"),
+        (
+            lambda: intervene.patch(PER_ROW, np.ones((3, 3), bool), layer=0),
+            r"mask has shape \(3, 3\) for values of shape \(3, 32\)",
+        ),
+        (lambda: intervene.patch(PER_ROW, 1.0, layer=0), "mask holds float64, not booleans"),
         (lambda: intervene.ablate(layer=0, positions=(1, 2, 3)), "tuple of 3"),
         (lambda: intervene.ablate(layer=0, positions=(-1, 10**6)), "starts below 0"),
         (lambda: intervene.ablate(layer=0, positions=(3, -1)), "ends before its start"),
         (lambda: intervene.ablate(layer=0, positions=([0, 4, 0], 3)), "ends before its start"),
-        (lambda: intervene.ablate(layer=0, positions=[1, 2]), "neither .start, end. nor a mask"),
+        (
+            lambda: intervene.ablate(layer=0, positions=[1, 2]),
+            "neither a tuple .start, end. nor a mask",
+        ),
+        (lambda: intervene.ablate(layer=0, positions=(0, 2.5)), "end is 2.5, not whole numbers"),
+        (lambda: intervene.ablate(layer="0"), "layer '0', which is no whole number"),
+        (lambda: intervene.ablate(layer=[0, 1]), r"layer \[0, 1\], which is no whole number"),
+        (lambda: intervene.ablate(layer=1.5), "layer 1.5, which is no whole number"),
+        (lambda: intervene.ablate([[1.0], [1.0, 2.0]], layer=0), "vector is not an array of num"),
+        (lambda: intervene.ablate(layer=0, rows="all"), "rows is not an array of numbers"),
         (
             lambda: intervene.ablate(layer=0, positions=np.ones((2, 9), bool)),
             r"positions has shape \(2, 9\)",
@@ -439,3 +436,11 @@ def test_bad_interventions_are_refused_before_compiling(make, message, monkeypat
     monkeypatch.setattr(capturing, "_dispatch", None)
     with pytest.raises(UserError, match=message):
         read([make()])
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_list_of_interventions():
+    with pytest.raises(UserError, match="where a list of them is needed"):
+        check_kind(intervene.ablate(layer=0))
+    with pytest.raises(UserError, match="Intervention 2 of 2 is a ndarray; make it by"):
+        check_kind([intervene.ablate(layer=0), VECTOR])

@@ -24,7 +24,14 @@ EVERY_KIND = (
     ),
     intervene.clamp(RNG.normal(size=32), low=-1.0, layer=0, positions=(np.arange(3), 9)),
     intervene.ablate(layer=1, site="z", positions=np.arange(6) % 2 == 0, phase="prompt"),
-    intervene.patch(RNG.normal(size=(3, 7, 48)), layer=3, site="mlp_hidden", rows=[1, 0, 0]),
+    intervene.patch(
+        RNG.normal(size=(3, 7, 48)),
+        np.arange(7) < [[7], [2], [5]],
+        layer=3,
+        site="mlp_hidden",
+        rows=[1, 0, 0],
+        positions=(0, 7),
+    ),
     intervene.latents("clamp", np.arange(5), **SAE, layer=1, unit_norm=True, phase="both"),
 )
 
@@ -45,7 +52,7 @@ def test_what_is_loaded_does_the_very_same(tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "mine" / name).read_bytes()
     assert [tuple(p.shape) for p in jax.tree.leaves(loaded[1].positions)] == [(3,), ()]
     assert save(tmp_path / "other", EVERY_KIND[:1]) != content
-    assert load(tmp_path / "other")[0].site == "resid_post"
+    assert load(str(tmp_path / "other"))[0].site == "resid_post"
 
 
 def test_words_are_those_that_make_an_intervention(tmp_path):

@@ -6,7 +6,7 @@ from tiny_models import tiny_lm
 from emojax.errors import UserError
 from emojax.lm import decoder, intervene
 from emojax.lm.capture import Tap
-from emojax.lm.run_with_cache import HOOK_NAMES, named, run_with_cache
+from emojax.lm.run_with_cache import HOOK_NAMES, named, run_with_cache, tap_of
 
 pytestmark = pytest.mark.smoke
 
@@ -21,6 +21,7 @@ def lm(tmp_path):
 def test_logits_and_every_site(lm):
     logits, cache = run_with_cache(lm, ROWS)
     np.testing.assert_array_equal(cache.mask.sum(axis=1), [5, 3])
+    np.testing.assert_array_equal(cache.last, [4, 2])
     plain = decoder.logits(lm.config, lm.params, cache.tokens, cache.mask)
     np.testing.assert_allclose(logits[cache.mask], plain[cache.mask], atol=1e-5)
     assert len(cache) == lm.config.n_layers * len(HOOK_NAMES) + 1
@@ -41,13 +42,23 @@ def test_hook_names_lead_to_their_sites():
             named(name)
 
 
+def test_places_are_written_in_several_ways():
+    for place in (Tap(3, "z"), (3, "z"), ("z", 3), "blocks.3.attn.hook_z"):
+        assert tap_of(place) == Tap(3, "z")
+    for place in (3, [3, "z"], (3,), None):
+        with pytest.raises(
+            UserError, match=r"is no place in a model; give .layer, site. or a hook"
+        ):
+            tap_of(place)
+
+
 def test_chosen_taps_and_interventions(lm):
     edit = intervene.ablate(np.zeros(lm.config.d_ff), layer=1, site="mlp_hidden")
     logits, cache = run_with_cache(lm, ROWS, ["blocks.1.mlp.hook_post", (1, "mlp_out")], [edit])
     assert list(cache) == [Tap(1, "mlp_hidden"), Tap(1, "mlp_out")]
     for values in cache.values():
         assert (values[cache.mask] == 0).all()
-    assert not np.allclose(logits, run_with_cache(lm, ROWS, [(0, "z")])[0])
+    assert not np.allclose(logits, run_with_cache(lm, ROWS, [("z", 0)])[0])
     with pytest.raises(UserError, match=r"nothing of Tap.layer=0, site='z'.;"):
         cache["blocks.0.attn.hook_z"]
     for missing in ((0, "z"), "blocks.0.attn.hook_z", "hook_embed"):
@@ -56,23 +67,34 @@ def test_chosen_taps_and_interventions(lm):
         assert cache.get(missing, 5) == 5
     with pytest.raises(UserError, match=r"^There is no site with the hook name 'hook_embed'"):
         cache["hook_embed"]
-    for there in (Tap(1, "mlp_out"), (1, "mlp_out"), "blocks.1.hook_mlp_out"):
+    for there in (Tap(1, "mlp_out"), (1, "mlp_out"), ("mlp_out", 1), "blocks.1.hook_mlp_out"):
         assert there in cache
         assert cache.get(there) is cache[1, "mlp_out"]
 
 
-def test_a_patch_of_a_shorter_row_leaves_the_rest_alone(lm):
+def test_patches_from_a_cache(lm):
     _, cache = run_with_cache(lm, ROWS, [(1, "resid_post")])
     values = cache[1, "resid_post"]
-    swap = intervene.patch(values[1], layer=1, rows=[1, 0], positions=cache.mask[1])
-    _, patched = run_with_cache(lm, ROWS, [(1, "resid_post")], [swap])
-    np.testing.assert_array_equal(patched[1, "resid_post"][0, :3], values[1, :3])
-    np.testing.assert_array_equal(patched[1, "resid_post"][0, 3:], values[0, 3:])
+    for swap in (
+        cache.patch("blocks.1.hook_resid_post", row=1, rows=[1, 0], positions=(0, 3)),
+        intervene.patch(values[1], cache.mask[1], layer=1, rows=[1, 0], positions=(0, 3)),
+    ):
+        _, patched = run_with_cache(lm, ROWS, [(1, "resid_post")], [swap])
+        np.testing.assert_array_equal(patched[1, "resid_post"][0, :3], values[1, :3])
+        np.testing.assert_array_equal(patched[1, "resid_post"][0, 3:], values[0, 3:])
+    with pytest.raises(UserError, match=r"row 0 has 5 tokens and .* gets 3"):
+        run_with_cache(lm, ROWS, [(1, "resid_post")], [cache.patch((1, "resid_post"), row=1)])
+    # Each row's own activations, of another run.
+    others = [[2, 6, 10, 41, 8], [2, 61, 4]]
+    whole = cache.patch((1, "resid_post"))
+    _, patched = run_with_cache(lm, others, [(1, "resid_post")], [whole])
+    np.testing.assert_array_equal(patched[1, "resid_post"][cache.mask], values[cache.mask])
 
 
 def test_what_cannot_be_read(lm):
     for prompts, taps, message in (
         ([], None, "no prompt"),
+        ("so", None, "A list of texts .* 'so' is a single one; put it in brackets"),
         ([[2], []], None, "Row 1"),
         ([[2]], ["blocks.3.hook_resid_pre"], "layer 3"),
         ([[2]], [(0, "attn")], "site 'attn'"),

@@ -113,18 +113,10 @@ def test_stop_tokens_of_a_chat_model(tmp_path: Path, tiny_directory: Path, stops
         sources.save(changed, tmp_path / "changed")
 
 
-def test_stop_tokens_in_the_cache_of_the_hub(
-    tmp_path: Path, hub: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_stop_tokens_in_the_cache_of_the_hub(tmp_path: Path, hub: str):
     (folder,) = (tmp_path / "hub").glob("*/snapshots/*")
     (folder / "generation_config.json").write_text('{"eos_token_id": [1, 7]}')
     assert sources.load(hub, cache=tmp_path).config.eos_token_ids == (1, 7)
-    asked = {}
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda *_, **given: asked.update(given) or folder
-    )
-    sources.load(hub, cache=tmp_path)
-    assert "generation_config.json" in asked["allow_patterns"]
 
 
 def test_a_model_is_laid_over_a_mesh(tmp_path: Path, tiny_directory: Path):
@@ -184,6 +176,24 @@ def test_a_directory_that_is_not_a_model(
     break_it(folder)
     with pytest.raises(UserError, match=message):
         sources.load(folder, cache=tmp_path)
+
+
+@pytest.mark.parametrize("tokenizer", [None, "{}"])
+def test_a_tokenizer_is_looked_at_before_any_weights(
+    tmp_path: Path, tiny_directory: Path, tokenizer: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_directory, folder)
+    (folder / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        sources.load(folder, cache=tmp_path / "cache")
+    (folder / "tokenizer.json").unlink()
+    if tokenizer is not None:
+        (folder / "tokenizer.json").write_text(tokenizer)
+    with pytest.raises(UserError, match="tokenizer"):
+        sources.load(folder, cache=tmp_path / "cache")
+    # Neither of them was hashed, which is reading it too.
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_tokenizer_larger_than_the_model(tmp_path: Path, tiny_directory: Path):

@@ -1,6 +1,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_gguf
 from tiny_models import CONFIGS
@@ -63,6 +64,19 @@ def test_a_tokenizer_without_bos(lm: LanguageModel):
     qwen = dataclasses.replace(lm, config=DecoderConfig.from_hf(attributes))
     assert text.tokenize(qwen, ["happy sad"]) == [[1, 2]]
     assert text.word_rows(qwen, ["sad"], "happy {}") == [[1, 2]]
+
+
+def test_a_text_that_stands_alone(lm: LanguageModel):
+    assert text.prompt_rows(lm, ["the word", [5, 6]]) == [
+        text.tokenize(lm, ["the word"])[0],
+        [5, 6],
+    ]
+    for function in (text.tokenize, text.prompt_rows):
+        with pytest.raises(UserError, match=r"'the word' is a single one; put it in brackets"):
+            function(lm, "the word")
+    for row in ([5, 6], np.array([5, 6])):
+        with pytest.raises(UserError, match=r"\[5, 6\]\)? is a single one"):
+            text.check_list(row)
 
 
 def test_a_text_that_is_not_unicode(lm: LanguageModel):

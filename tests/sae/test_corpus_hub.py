@@ -1,11 +1,14 @@
-"""Data sets on the hub: read by the real `datasets`, from local files in the hub's place."""
+"""Data sets on the hub: read by the real `datasets`, from a server on this machine or files."""
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import datasets
+import hub_server
 import huggingface_hub
 import pytest
 from sae_toys import language_model
@@ -96,6 +99,63 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"could not be read from the hub .*offline.*HF_TOKEN"):
         corpus.find("en", Path("hf:some/posts"))
+
+
+# Where the hub is, is read from the environment at import: this runs as a process of its own.
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from emojax.errors import UserError
+from emojax.sae import corpus
+
+def outcome(place):
+    try:
+        source = corpus.find("en", Path(place))
+        return [source.identity, *corpus.each_document(source)]
+    except UserError as error:
+        return str(error)
+
+print(json.dumps([outcome(place) for place in sys.argv[1:]]))
+"""
+
+
+def test_data_sets_are_streamed_from_a_server(tmp_path):
+    data = "\n".join(json.dumps({"id": i, "body": text}) for i, text in enumerate(TEXTS)).encode()
+    files = {"posts.jsonl": data, "README.md": b"# Posts"}
+    repositories = dict.fromkeys(("datasets/some/posts", "datasets/some/gated"), files)
+    repositories["datasets/some/script"] = files | {"script.py": b"raise SystemExit('ran')"}
+    places = [
+        "hf:some/posts:train:body",
+        f"hf:some/posts@{hub_server.COMMIT}:train:body",
+        "hf:some/absent:train:body",
+        f"hf:some/posts@{COMMIT}:train:body",
+        "hf:some/gated:train:body",
+        "hf:some/script:train:body",
+        "hf:some/posts:train:text",
+    ]
+    with hub_server.serve(hub_server.Hub(repositories, gated=("datasets/some/gated",))) as hub:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *places],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr  # the script would have ended it
+    newest, pinned, *refused = json.loads(done.stdout.splitlines()[-1])
+    absent, no_commit, gated, script, no_column = refused
+    assert newest == pinned == [hub_server.COMMIT, *([text] for text in TEXTS)]
+    start = "could not be read from the hub: "
+    assert f"{start}there is none of that name" in absent
+    assert f"{start}it has no such commit" in no_commit
+    assert "could not be read from the hub" in gated and "gated" in gated
+    assert "no text in a column 'text' (it has id, body)" in no_column
+    assert "could not be read from the hub" in script and "scripts are no longer" in script
+    assert not any("\n" in sentence for sentence in refused)
 
 
 def test_a_hub_that_fails_on_the_way_is_one_sentence():
