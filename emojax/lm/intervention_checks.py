@@ -31,6 +31,8 @@ def prepare(
       UserError: a site or layer does not exist, a shape does not fit the model or the batch, a
         number is NaN or infinite, or a range of positions is none.
     """
+    if isinstance(interventions, Intervention):
+        raise UserError("One intervention was given where a list of them is needed; put it in [ ].")
     return tuple(
         _prepare(config, given, batch, length, f"Intervention {i + 1} of {len(interventions)}")
         for i, given in enumerate(interventions)
@@ -48,6 +50,8 @@ def check_place(config: DecoderConfig, site: str, layer: Any, what: str) -> None
             f"{what} is at the site {site!r}, which does not exist; "
             f"use one of {', '.join(decoder.SITES)}."
         )
+    if not _traced(layer) and not (np.ndim(layer) == 0 and _whole(layer)):
+        raise UserError(f"{what} is at layer {layer!r}, which is no whole number; give its number.")
     first = config.n_layers - 1 if site == "final_norm" else 0
     if not _traced(layer) and not first <= int(layer) < config.n_layers:
         raise UserError(
@@ -115,6 +119,7 @@ def _patched(edit: Patch) -> int:
 def _weights(
     given: Intervention, batch: int, length: int, what: str
 ) -> Float[Array, "batch length"]:
+    _check_row_weights(given.rows, what)
     rows = _full(given.rows, (batch,), f"{what}: rows")
     if isinstance(given.positions, tuple):
         if len(given.positions) != 2:
@@ -145,6 +150,19 @@ def _weights(
     return jnp.where(where, rows[:, None], 0.0)
 
 
+def _check_row_weights(rows: Any, what: str) -> None:
+    """Refuses weights outside 0 to 1, which look like the numbers of rows."""
+    weights = None if _traced(rows) else np.asarray(rows)
+    if weights is None or weights.dtype.kind not in "iuf":
+        return
+    outside = weights[(weights < 0) | (weights > 1)]
+    if outside.size:
+        raise UserError(
+            f"{what}: rows holds {outside[0]:g}; give each row's weight, from 0 (left alone) to 1 "
+            "(edited), not the numbers of rows; the strength makes an edit stronger."
+        )
+
+
 def _to_length(values: Array, length: int) -> Array:
     """Axis 1 cut or filled up with zeros."""
     values = values[:, :length]
@@ -162,17 +180,28 @@ def _full(
     dtype: Any = jnp.float32,
 ) -> Array:
     """`value` broadcast to `shape`; it has the last dimensions of it, `least` of them or more."""
+    if not _traced(value):
+        try:
+            numbers = np.asarray(value, np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{what} is not an array of numbers ({error}); give one.") from None
     given = np.shape(value)
     if len(given) < least or given != shape[len(shape) - len(given) :]:
+        fitting = [shape[i:] for i in range(len(shape) - least, -1, -1)]
         raise UserError(
-            f"{what} has shape {given}, which does not fit {shape}; "
-            "give it the site's width and either one row or as many as the batch."
+            f"{what} has shape {given}, which does not fit this site and these rows; give "
+            f"{' or '.join(str(s) if s else 'one number' for s in fitting)}."
         )
     if not _traced(value):
-        numbers = np.asarray(value, np.float32)
         if np.any(np.isnan(numbers) if infinite else ~np.isfinite(numbers)):
             raise UserError(f"{what} holds NaN or infinity; look at where it was made.")
+        if dtype is jnp.int32 and not _whole(value):
+            raise UserError(f"{what} is {value}, not whole numbers; round it as it is meant.")
     return jnp.broadcast_to(jnp.asarray(value, dtype), shape)
+
+
+def _whole(value: Any) -> bool:
+    return np.issubdtype(np.asarray(value).dtype, np.integer)
 
 
 def _traced(value: Any) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -13,7 +14,7 @@ from emojax.lm.batching import check_rows, pad
 from emojax.lm.capture import Tap
 from emojax.lm.intervene import Intervention
 from emojax.lm.model import LanguageModel
-from emojax.lm.text import tokenize
+from emojax.lm.text import Prompts, prompt_rows
 
 # What TransformerLens calls our sites. Its `ln_final.hook_normalized` comes before the norm's gain
 # and our `final_norm` after it, so that site has no name there.
@@ -28,6 +29,10 @@ HOOK_NAMES = {
 }
 
 
+# A tap, (layer, site) or (site, layer), or a TransformerLens name.
+Place = str | tuple[int, str] | tuple[str, int]
+
+
 class NotInCache(UserError, KeyError):
     """An activation that was not read; a `KeyError` too, so that `in` and `get` do not raise it."""
 
@@ -38,41 +43,68 @@ class NotInCache(UserError, KeyError):
 class ActivationCache(Mapping[Tap, Array]):
     """Activations by tap, `(layer, site)` or TransformerLens name.
 
-    `cache[9, "resid_post"]`, `cache[Tap(9)]` and `cache["blocks.9.hook_resid_post"]` are the same
-    array `[batch, time, width]`. The heads of `z` are side by side: split its last axis in
-    `[heads, head_dim]` for TransformerLens' shape.
+    `cache[9, "resid_post"]`, `cache["resid_post", 9]` and `cache["blocks.9.hook_resid_post"]` are
+    the same array `[batch, time, width]`, and layer -1 is the last. The heads of `z` are side by
+    side: split its last axis in `[heads, head_dim]` for TransformerLens' shape.
+
+    The weights are used as they are, as by `HookedTransformer.from_pretrained_no_processing`: its
+    `from_pretrained` folds the norms' gains into the weights and centres what is written to the
+    stream, by default, and so reads other numbers.
 
     Attributes:
       read: the activations.
       tokens: the token ids that were read, padded on the right.
       mask: which of them are real; activations of the others have no meaning.
+      n_layers: how many layers the model has.
     """
 
     read: Mapping[Tap, Float[Array, "batch time _"]]
     tokens: Int[Array, "batch time"]
     mask: Bool[Array, "batch time"]
+    n_layers: int
 
-    def __getitem__(self, key: str | tuple[int, str]) -> Float[Array, "batch time _"]:
+    def __getitem__(self, key: Place) -> Float[Array, "batch time _"]:
         """The activations at one place.
 
         Raises:
-          NotInCache: nothing was read there, or the name is not one of TransformerLens'.
+          NotInCache: nothing was read there, or it is no place; as `tap_of`.
         """
         try:
-            tap = named(key) if isinstance(key, str) else key
+            tap = tap_of(key, self.n_layers)
         except UserError as error:
             raise NotInCache(str(error)) from None
         if tap not in self.read:
             raise NotInCache(
                 f"The cache has nothing of {tap}; ask for it in the taps of run_with_cache."
             )
-        return self.read[Tap(*tap)]
+        return self.read[tap]
 
     def __iter__(self) -> Iterator[Tap]:
         return iter(self.read)
 
     def __len__(self) -> int:
         return len(self.read)
+
+
+def tap_of(place: Any, n_layers: int) -> Tap:
+    """The tap that is meant by a tap, by `(layer, site)` in either order, or by a hook name.
+
+    Args:
+      place: as `Place`; a layer below 0 counts from the last, which is -1.
+      n_layers: how many layers the model has.
+
+    Raises:
+      UserError: it is none of these, or as `named`.
+    """
+    if isinstance(place, str):
+        return named(place)
+    if not isinstance(place, tuple) or len(place) != 2:
+        raise UserError(
+            f"{place!r:.80} is no place in a model; give (9, 'resid_post') or a hook name, "
+            "'blocks.9.hook_resid_post'."
+        )
+    site, layer = place if isinstance(place[0], str) else reversed(place)
+    return Tap(n_layers + layer if layer in range(-n_layers, 0) else layer, site)
 
 
 def named(hook_name: str) -> Tap:
@@ -92,8 +124,8 @@ def named(hook_name: str) -> Tap:
 
 def run_with_cache(
     lm: LanguageModel,
-    prompts: Sequence[str | Sequence[int]],
-    taps: Sequence[str | tuple[int, str]] | None = None,
+    prompts: Prompts,
+    taps: Sequence[Place] | None = None,
     interventions: Sequence[Intervention] = (),
 ) -> tuple[Float[Array, "batch time vocab"], ActivationCache]:
     """Next-token logits in float32, and the activations of one pass over all prompts.
@@ -103,25 +135,25 @@ def run_with_cache(
     Args:
       lm: the language model.
       prompts: texts (which `text.tokenize` begins), or token ids as they are.
-      taps: what to keep, as taps or TransformerLens names; None is every site of every layer.
+      taps: a list of what to keep, as the cache takes it; None is every site of every layer.
       interventions: as `intervene.direction` and its neighbours make them.
 
     Raises:
       UserError: there is no prompt, one is empty or too long, or a tap or an intervention does not
         fit the model.
     """
-    if not prompts:
-        raise UserError("There is no prompt to read; give at least one.")
-    rows = [tokenize(lm, [p])[0] if isinstance(p, str) else list(p) for p in prompts]
+    rows = prompt_rows(lm, prompts)
     check_rows(lm.config, rows)
     last = lm.config.n_layers - 1
     if taps is None:
         wanted = [Tap(layer, site) for layer in range(last + 1) for site in HOOK_NAMES]
         wanted.append(Tap(last, "final_norm"))
     else:
-        wanted = [named(tap) if isinstance(tap, str) else Tap(*tap) for tap in taps]
+        capture.check_tap_list(taps)
+        wanted = [tap_of(tap, last + 1) for tap in taps]
     tokens, mask = map(jnp.asarray, pad(rows, len(rows), max(map(len, rows))))
     normed = Tap(last, "final_norm")
     read = capture.capture(lm.config, lm.params, tokens, mask, [*wanted, normed], interventions)
     logits = decoder.unembed(lm.config, lm.params, read[normed])
-    return logits, ActivationCache({tap: read[tap] for tap in wanted}, tokens, mask)
+    kept = {tap: read[tap] for tap in wanted}
+    return logits, ActivationCache(kept, tokens, mask, last + 1)

@@ -1,3 +1,5 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -437,3 +439,31 @@ def test_bad_interventions_are_refused_before_compiling(make, message, monkeypat
     monkeypatch.setattr(capturing, "_capture", None)
     with pytest.raises(UserError, match=message):
         read([make()])
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"rows": 2}, "rows holds 2; give each row's weight, from 0"),
+        ({"rows": [0, 2]}, "rows holds 2; give each row's weight, from 0"),
+        ({"rows": [0, 1.5, 1]}, "rows holds 1.5; give each row's weight"),
+        ({"rows": jnp.array(-0.5)}, "rows holds -0.5; give each row's weight"),
+        ({"rows": [1, 0]}, r"rows has shape \(2,\), .*; give one number or \(3,\)"),
+        ({"strength": [1, 2]}, r"strength has shape \(2,\), .*; give one number or \(3,\)"),
+        ({"positions": ([0, 1], 5)}, r"start has shape \(2,\), .*; give one number or \(3,\)"),
+        ({"positions": (0, 2.5)}, "end is 2.5, not whole numbers"),
+        ({"layer": None}, "layer None, which is no whole number"),
+        ({"layer": [0, 1]}, r"layer \[0, 1\], which is no whole number"),
+        ({"layer": 1.5}, "layer 1.5, which is no whole number"),
+    ],
+)
+def test_weights_shapes_and_layers_of_another_kind(where, message, monkeypatch):
+    monkeypatch.setattr(capturing, "_capture", None)
+    with pytest.raises(UserError, match=message):
+        read([intervene.direction("add", VECTOR, **at(**where))])
+
+
+def test_an_intervention_that_stands_alone():
+    # Unwrapped, as a user calls it: the tests check annotations at every call.
+    with pytest.raises(UserError, match="One intervention was given where a list"):
+        inspect.unwrap(prepare)(tiny("gemma3")[0], intervene.ablate(layer=0), BATCH, TIME)

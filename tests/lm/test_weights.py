@@ -225,3 +225,12 @@ def test_loading_needs_little_more_memory_than_the_weights(dtype, tmp_path):
     size = path.stat().st_size
     assert size > 90e6
     assert 0.9 * size < int(done.stdout) < 1.3 * size
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, "int8", np.int32, bool, "banana", None])
+def test_weights_are_read_as_floats_alone(dtype, tmp_path, monkeypatch):
+    config, params = tiny("gpt2")
+    weights.save(tmp_path, config, params, CONFIGS["gpt2"])
+    monkeypatch.setattr(tensor_file, "read", None)
+    with pytest.raises(UserError, match="give a floating type"):
+        weights.load(tmp_path, config, dtype)
