@@ -180,11 +180,6 @@ def _full(
     dtype: Any = jnp.float32,
 ) -> Array:
     """`value` broadcast to `shape`; it has the last dimensions of it, `least` of them or more."""
-    if not _traced(value):
-        try:
-            numbers = np.asarray(value, np.float32)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{what} is not an array of numbers ({error}); give one.") from None
     given = np.shape(value)
     if len(given) < least or given != shape[len(shape) - len(given) :]:
         fitting = [shape[i:] for i in range(len(shape) - least, -1, -1)]
@@ -193,6 +188,7 @@ def _full(
             f"{' or '.join(str(s) if s else 'one number' for s in fitting)}."
         )
     if not _traced(value):
+        numbers = np.asarray(value, np.float32)
         if np.any(np.isnan(numbers) if infinite else ~np.isfinite(numbers)):
             raise UserError(f"{what} holds NaN or infinity; look at where it was made.")
         if dtype is jnp.int32 and not _whole(value):

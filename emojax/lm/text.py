@@ -74,7 +74,7 @@ def _prompt_row(lm: LanguageModel, prompt: Any, number: int) -> list[int]:
             f"Prompt {number} ({_shown(prompt)}) is neither a text nor a row of token ids; give "
             "one of them."
         )
-    return ids.tolist()
+    return [int(token) for token in ids]
 
 
 def check_list(given: Any) -> None:
