@@ -46,11 +46,19 @@ def check_rows(config: DecoderConfig, rows: Sequence[Sequence[Any]], room: int =
 def check_tokens(config: DecoderConfig, tokens: Any, mask: Any) -> None:
     """`check_rows` for padded arrays, tokens and a boolean mask `[batch, time]`.
 
-    Of arrays traced by JAX only the shapes and the mask's type are checked.
+    Of arrays traced by JAX only shapes and types are checked.
 
     Raises:
       UserError: as `check_rows`, or an array has the wrong shape or type.
     """
+    for name, given in (("tokens", tokens), ("mask", mask)):
+        if not isinstance(given, np.ndarray | jax.Array):
+            raise UserError(
+                f"A {type(given).__name__} was given for the {name}, which is no array; give one, "
+                "such as np.array(...)."
+            )
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise UserError(f"The tokens hold {tokens.dtype}, not token ids; give whole numbers.")
     if np.ndim(tokens) != 2:
         raise UserError(f"The tokens have shape {np.shape(tokens)}; give them as [batch, time].")
     if np.shape(mask) != np.shape(tokens):

@@ -174,20 +174,32 @@ def last_token(
     return found[taps] if isinstance(taps, Tap) else found
 
 
-def check_taps(config: DecoderConfig, taps: Sequence[Any]) -> None:
+def check_taps(config: DecoderConfig, taps: Any) -> None:
     """Refuses taps where the model has nothing to read.
 
     Raises:
-      UserError: there is no tap, something else, or a site or layer that does not exist.
+      UserError: there is no tap, one stands alone or is none, or its site or layer does not exist.
     """
+    check_tap_list(taps)
     if not taps:
         raise UserError("No tap was given to capture; name at least one layer and site.")
     for tap in taps:
         if not isinstance(tap, Tap):
             raise UserError(
-                f"The taps hold {tap!r}, which is no tap; give a list of Tap(layer, site)."
+                f"{tap!r:.80} among the taps is no Tap; write it as Tap(9, 'resid_post'), with the "
+                "layer first."
             )
         check_place(config, tap.site, tap.layer, "A tap")
+
+
+def check_tap_list(taps: Any) -> None:
+    """Refuses one tap where a list of them is meant.
+
+    Raises:
+      UserError: the message says what to write.
+    """
+    if isinstance(taps, str | Tap):
+        raise UserError(f"{taps!r:.80} is a single tap where a list is needed; put it in brackets.")
 
 
 def _passes(

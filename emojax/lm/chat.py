@@ -1,6 +1,7 @@
 """Conversations as rows of token ids, by the model's own chat template."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from emojax.errors import UserError
 from emojax.lm.model import LanguageModel
@@ -18,8 +19,8 @@ def chat_rows(
         what a user says.
 
     Raises:
-      UserError: the model has no chat template, a text stands alone, or a template does not take
-        these messages.
+      UserError: a text or a conversation stands alone, one is neither, or the model has no chat
+        template or one that does not take these messages.
     """
     check_list(conversations)
     if not lm.tokenizer.chat_template:
@@ -29,10 +30,11 @@ def chat_rows(
         )
     texts = []
     for number, given in enumerate(conversations):
-        messages = [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
+        messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+        _check_messages(messages, number)
         try:
             text = lm.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+                list(messages), tokenize=False, add_generation_prompt=True
             )
         except ImportError:
             raise UserError("Chat templates need jinja2; run: pip install jinja2.") from None
@@ -44,3 +46,12 @@ def chat_rows(
         texts.append(text)
     # A template writes the token for a beginning itself, where there is one.
     return tokenize(lm, texts, bos=False)
+
+
+def _check_messages(messages: Any, number: int) -> None:
+    several = isinstance(messages, Sequence)
+    if not several or not all(isinstance(message, Mapping) for message in messages):
+        raise UserError(
+            f"Conversation {number} ({messages!r:.60}) is neither a text nor a list of messages; "
+            'give a list such as [{"role": "user", "content": "..."}].'
+        )

@@ -1,9 +1,10 @@
 """Writing text: one jitted loop with a key-value cache, rows and interventions side by side."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from emojax.lm.intervention_checks import prepare
 from emojax.lm.kv_cache import Cache
 from emojax.lm.model import LanguageModel
 from emojax.lm.sampling import Sampling, sample
-from emojax.lm.text import prompt_rows
+from emojax.lm.text import Prompts, prompt_rows
 
 # Room for new tokens comes in steps of this many, so that other numbers rarely compile again.
 _ROOM = 32
@@ -56,6 +57,7 @@ class GenerateSettings:
         Raises:
           UserError: the message names the setting.
         """
+        _check_types(self)
         allowed = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (0 <= self.temperature < np.inf, "at least 0"),
@@ -69,6 +71,27 @@ class GenerateSettings:
                 raise UserError(
                     f"The generation setting {name} is {getattr(self, name)}; make it {rule}."
                 )
+
+
+def _check_types(settings: GenerateSettings) -> None:
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name == "stop_tokens":
+            fine = value is None or (
+                isinstance(value, tuple | list)
+                and all(isinstance(token, numbers.Integral) for token in value)
+            )
+            rule = "a tuple of token ids, such as (1,), or None"
+        else:
+            whole = isinstance(field.default, int)
+            fine = isinstance(value, numbers.Integral if whole else numbers.Real)
+            rule = "a whole number" if whole else "a number"
+        if not fine:
+            raise UserError(f"The generation setting {field.name} is {value!r}; make it {rule}.")
+
+
+# What is written by where nothing is said of it.
+DEFAULT = GenerateSettings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +112,8 @@ class Generation:
 
 def generate(
     lm: LanguageModel,
-    prompts: Sequence[str | Sequence[int]],
-    settings: GenerateSettings,
+    prompts: Prompts,
+    settings: GenerateSettings = DEFAULT,
     interventions: Sequence[Intervention] = (),
     seeds: Sequence[int] | None = None,
 ) -> Generation:
@@ -102,7 +125,7 @@ def generate(
     Args:
       lm: the language model.
       prompts: texts (which `text.tokenize` begins), or token ids as they are (`chat.chat_rows`).
-      settings: how to write.
+      settings: how to write; by default `GenerateSettings()`.
       interventions: rows are numbered as the prompts are; generated tokens are those after the
         prompt, which phase "generated" edits as they are read back.
       seeds: one per prompt, instead of `settings.seed` + its number.
@@ -127,7 +150,7 @@ def generate(
 
 def begin(
     lm: LanguageModel,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Prompts,
     settings: GenerateSettings,
     interventions: Sequence[Intervention],
     seeds: Sequence[int] | None,
@@ -137,6 +160,7 @@ def begin(
     Raises:
       UserError: as `generate`.
     """
+    _check_settings(lm.config, settings)
     rows = prompt_rows(lm, prompts)
     check_rows(lm.config, rows, room=settings.max_new_tokens)
     time = padded_length(max(map(len, rows)))
@@ -167,6 +191,20 @@ def begin(
         interventions=prepared,
     )
     return jnp.asarray(tokens), jnp.asarray(mask), room, run
+
+
+def _check_settings(config: DecoderConfig, settings: Any) -> None:
+    if not isinstance(settings, GenerateSettings):
+        raise UserError(
+            f"The settings are a {type(settings).__name__}; give GenerateSettings(...), and "
+            "interventions by their name: interventions=[...]."
+        )
+    outside = [t for t in settings.stop_tokens or () if not 0 <= t < config.vocab_size]
+    if outside:
+        raise UserError(
+            f"The stop token {outside[0]} is outside 0 to {config.vocab_size - 1}; "
+            "use the model's own tokenizer."
+        )
 
 
 class Run(NamedTuple):

@@ -121,11 +121,13 @@ def direction(
       strength: s, one number or one per row.
       unit: "raw", or "fraction": in add and set, s v becomes s ‖h‖ v̂, so that s is a fraction of
         the token's own norm.
-      rows: weights of the edit, one number or one per row; 0 leaves a row untouched.
+      rows: weights of the edit from 0 to 1, one number or one per row; 0 leaves a row untouched.
       positions: which tokens are edited, counted from the row's first real token: a pair `(start,
         end)`, each a number or one per row, `end` not included; or a mask, boolean `[n]` or
-        `[batch, n]`, that leaves tokens from n on alone.
-      phase: whether prompt tokens, generated tokens or both are edited.
+        `[batch, n]`, that leaves tokens from n on alone. A position that a row does not reach edits
+        nothing.
+      phase: whether prompt tokens, generated tokens or both are edited; to `capture` and
+        `run_with_cache` all tokens are prompt, so that "generated" edits nothing there.
 
     Raises:
       UserError: `mode`, `unit` or `phase` is none of those above.

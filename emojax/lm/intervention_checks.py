@@ -189,6 +189,7 @@ def _check_fit(given: Intervention, patch: Patch, tokens: Any, what: str) -> Non
 def _weights(
     given: Intervention, batch: int, length: int, what: str
 ) -> Float[Array, "batch length"]:
+    _check_row_weights(given.rows, what)
     rows = _full(given.rows, (batch,), f"{what}: rows")
     if isinstance(given.positions, tuple):
         if len(given.positions) != 2:
@@ -218,6 +219,19 @@ def _weights(
         full = _full(mask, (batch, mask.shape[-1]), f"{what}: positions", least=1, dtype=bool)
         where = _to_length(full, length)
     return jnp.where(where, rows[:, None], 0.0)
+
+
+def _check_row_weights(rows: Any, what: str) -> None:
+    """Refuses weights outside 0 to 1, which look like the numbers of rows."""
+    weights = None if _traced(rows) else np.asarray(rows)
+    if weights is None or weights.dtype.kind not in "iuf":
+        return
+    outside = weights[(weights < 0) | (weights > 1)]
+    if outside.size:
+        raise UserError(
+            f"{what}: rows holds {outside[0]:g}; give each row's weight, from 0 (left alone) to 1 "
+            "(edited), not the numbers of rows; the strength makes an edit stronger."
+        )
 
 
 def _to_length(values: Array, length: int) -> Array:

@@ -14,7 +14,7 @@ from emojax.lm.batching import check_rows, pad
 from emojax.lm.capture import Tap
 from emojax.lm.intervene import Intervention
 from emojax.lm.model import LanguageModel
-from emojax.lm.text import prompt_rows
+from emojax.lm.text import Prompts, prompt_rows
 
 # What TransformerLens calls our sites. Its `ln_final.hook_normalized` comes before the norm's gain
 # and our `final_norm` after it, so that site has no name there.
@@ -45,18 +45,24 @@ class ActivationCache(Mapping[Tap, Array]):
 
     `cache[9, "resid_post"]`, `cache["resid_post", 9]` and `cache["blocks.9.hook_resid_post"]` are
     the same array `[batch, time, width]`, whose entry `[i, cache.last[i]]` is of the last token of
-    row i. The heads of `z` are side by side: split its last axis in `[heads, head_dim]` for
-    TransformerLens' shape.
+    row i; layer -1 is the last. The heads of `z` are side by side: split its last axis in
+    `[heads, head_dim]` for TransformerLens' shape.
+
+    The weights are used as they are, as by `HookedTransformer.from_pretrained_no_processing`: its
+    `from_pretrained` folds the norms' gains into the weights and centres what is written to the
+    stream, by default, and so reads other numbers.
 
     Attributes:
       read: the activations.
       tokens: the token ids that were read, padded on the right.
       mask: which of them are real; activations of the others have no meaning.
+      n_layers: how many layers the model has.
     """
 
     read: Mapping[Tap, Float[Array, "batch time _"]]
     tokens: Int[Array, "batch time"]
     mask: Bool[Array, "batch time"]
+    n_layers: int
 
     @property
     def last(self) -> Int[Array, " batch"]:
@@ -67,10 +73,10 @@ class ActivationCache(Mapping[Tap, Array]):
         """The activations at one place.
 
         Raises:
-          NotInCache: nothing was read there, or the name is not one of TransformerLens'.
+          NotInCache: nothing was read there, or it is no place; as `tap_of`.
         """
         try:
-            tap = tap_of(key)
+            tap = tap_of(key, self.n_layers)
         except UserError as error:
             raise NotInCache(str(error)) from None
         if tap not in self.read:
@@ -103,7 +109,7 @@ class ActivationCache(Mapping[Tap, Array]):
           UserError: there is no such row, or `phase` is unknown.
         """
         values, mask = self[key], self.mask
-        layer, site = tap_of(key)
+        layer, site = tap_of(key, self.n_layers)
         if row is not None:
             if not 0 <= row < len(mask):
                 raise UserError(
@@ -121,18 +127,25 @@ class ActivationCache(Mapping[Tap, Array]):
         return len(self.read)
 
 
-def tap_of(place: Any) -> Tap:
+def tap_of(place: Any, n_layers: int) -> Tap:
     """The tap that is meant by a tap, by `(layer, site)` in either order, or by a hook name.
 
+    Args:
+      place: as `Place`; a layer below 0 counts from the last, which is -1.
+      n_layers: how many layers the model has.
+
     Raises:
-      UserError: it is none of these; or as `named`.
+      UserError: it is none of these, or as `named`.
     """
     if isinstance(place, str):
         return named(place)
     if not isinstance(place, tuple) or len(place) != 2:
-        raise UserError(f"{place!r} is no place in a model; give (layer, site) or a hook name.")
-    first, second = place
-    return Tap(second, first) if isinstance(first, str) else Tap(first, second)
+        raise UserError(
+            f"{place!r:.80} is no place in a model; give (9, 'resid_post') or a hook name, "
+            "'blocks.9.hook_resid_post'."
+        )
+    site, layer = place if isinstance(place[0], str) else reversed(place)
+    return Tap(n_layers + layer if layer in range(-n_layers, 0) else layer, site)
 
 
 def named(hook_name: str) -> Tap:
@@ -152,7 +165,7 @@ def named(hook_name: str) -> Tap:
 
 def run_with_cache(
     lm: LanguageModel,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Prompts,
     taps: Sequence[Place] | None = None,
     interventions: Sequence[Intervention] = (),
 ) -> tuple[Float[Array, "batch time vocab"], ActivationCache]:
@@ -163,7 +176,7 @@ def run_with_cache(
     Args:
       lm: the language model.
       prompts: texts (which `text.tokenize` begins), or token ids as they are.
-      taps: what to keep, as the cache takes it; None is every site of every layer.
+      taps: a list of what to keep, as the cache takes it; None is every site of every layer.
       interventions: as `intervene.direction` and its neighbours make them.
 
     Raises:
@@ -177,9 +190,11 @@ def run_with_cache(
         wanted = [Tap(layer, site) for layer in range(last + 1) for site in HOOK_NAMES]
         wanted.append(Tap(last, "final_norm"))
     else:
-        wanted = [tap_of(tap) for tap in taps]
+        capture.check_tap_list(taps)
+        wanted = [tap_of(tap, last + 1) for tap in taps]
     tokens, mask = map(jnp.asarray, pad(rows, len(rows), max(map(len, rows))))
     normed = Tap(last, "final_norm")
     read = capture.capture(lm.config, lm.params, tokens, mask, [*wanted, normed], interventions)
     logits = decoder.unembed(lm.config, lm.params, read[normed])
-    return logits, ActivationCache({tap: read[tap] for tap in wanted}, tokens, mask)
+    kept = {tap: read[tap] for tap in wanted}
+    return logits, ActivationCache(kept, tokens, mask, last + 1)

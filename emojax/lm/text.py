@@ -1,12 +1,17 @@
 """Text as rows of token ids: prompts, and words in carrier templates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Int
 
 from emojax.errors import UserError
 from emojax.lm.model import LanguageModel
+
+# Texts, rows of token ids, or an array of rows.
+Prompts = Sequence[str | Sequence[int] | Int[Any, " _"]] | Int[Any, "_ _"]
 
 
 def tokenize(lm: LanguageModel, texts: Sequence[str], bos: bool = True) -> list[list[int]]:
@@ -18,9 +23,10 @@ def tokenize(lm: LanguageModel, texts: Sequence[str], bos: bool = True) -> list[
       bos: whether each row begins as `beginning` says.
 
     Raises:
-      UserError: as `beginning`, a text stands alone, or it is not valid Unicode.
+      UserError: as `beginning`, a text stands alone, or one is no text or not valid Unicode.
     """
     check_list(texts)
+    _check_texts(texts)
     first = beginning(lm) if bos else []
     try:
         rows = lm.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
@@ -34,29 +40,78 @@ def tokenize(lm: LanguageModel, texts: Sequence[str], bos: bool = True) -> list[
     return [first + row.ids for row in rows]
 
 
-def prompt_rows(lm: LanguageModel, prompts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+def prompt_rows(lm: LanguageModel, prompts: Any) -> list[list[int]]:
     """Each prompt's token ids: those of a text (which `tokenize` begins), or ids as they are.
 
+    Args:
+      lm: the language model.
+      prompts: as `Prompts`.
+
     Raises:
-      UserError: there is no prompt, or one stands alone; or as `tokenize`.
+      UserError: there is no prompt, one stands alone, is an empty text, or is neither a text nor a
+        row of token ids; or as `tokenize`.
     """
     check_list(prompts)
     if len(prompts) == 0:
         raise UserError("There is no prompt; give at least one.")
-    return [tokenize(lm, [p])[0] if isinstance(p, str) else list(p) for p in prompts]
+    return [_prompt_row(lm, prompt, number) for number, prompt in enumerate(prompts)]
+
+
+def _prompt_row(lm: LanguageModel, prompt: Any, number: int) -> list[int]:
+    if isinstance(prompt, str):
+        if not prompt:
+            raise UserError(
+                f"Prompt {number} is an empty text; to write from a text's beginning alone, give "
+                "the token for it, [lm.tokenizer.bos_token_id]."
+            )
+        return tokenize(lm, [prompt])[0]
+    try:
+        ids = np.asarray(prompt)
+    except (TypeError, ValueError):  # nested lists of different lengths, for one
+        ids = np.empty((0, 0))
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise UserError(
+            f"Prompt {number} ({_shown(prompt)}) is neither a text nor a row of token ids; give "
+            "one of them."
+        )
+    return [int(token) for token in ids]
 
 
 def check_list(given: Any) -> None:
-    """Refuses one text or one row of tokens where a list of them is meant.
+    """Refuses one text, row of tokens or conversation where a list of them is meant.
 
     Raises:
       UserError: the message says what to write.
     """
-    if isinstance(given, str) or any(isinstance(item, int | np.integer) for item in given):
+    if _is_single(given):
         raise UserError(
-            f"A list of texts or of rows of tokens is needed, and {given!r:.40} is a single one; "
-            "put it in brackets, for a list of one."
+            f"A list of texts, rows of tokens or conversations is needed, and {_shown(given)} is a "
+            "single one; put it in brackets, for a list of one."
         )
+
+
+def _is_single(given: Any) -> bool:
+    if isinstance(given, str | Mapping) or not hasattr(given, "__len__"):
+        return True
+    # A row of tokens consists of numbers, and a conversation of messages.
+    return len(given) > 0 and all(
+        isinstance(item, int | Mapping)
+        or (isinstance(item, np.integer | jax.Array) and not item.ndim)
+        for item in given
+    )
+
+
+def _check_texts(texts: Sequence[Any]) -> None:
+    bad = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if bad is not None:
+        raise UserError(
+            f"Text {bad} of the input is no text ({_shown(texts[bad])}); give a string."
+        )
+
+
+def _shown(given: Any) -> str:
+    """A value's beginning, in one line."""
+    return " ".join(repr(given).split())[:60]
 
 
 def beginning(lm: LanguageModel) -> list[int]:

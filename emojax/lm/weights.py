@@ -37,13 +37,14 @@ def load(
       directory: holds `model.safetensors.index.json` and the files that it lists, or else
         `*.safetensors`.
       config: the decoder that they are for.
-      dtype: what the parameters are converted to.
+      dtype: what the parameters are converted to, a floating type.
       shardings: where they shall lie (`sharding.shardings`); None is JAX's default device.
 
     Raises:
-      UserError: a file is missing or broken, or tensors are missing, unexpected or of the wrong
-        shape; the message lists all of them.
+      UserError: `dtype` is no floating type, a file is missing or broken, or tensors are missing,
+        unexpected or of the wrong shape; the message lists all of them.
     """
+    _check_dtype(dtype)
     found: dict[str, Tensor] = {}
     for path in _files(directory):
         found |= tensor_file.read(path)
@@ -125,6 +126,19 @@ def save(
     attributes["dtype"] = str(params["embed"].dtype)
     with files.atomic(directory / "config.json") as partial:
         partial.write_text(json.dumps(attributes, indent=2) + "\n")
+
+
+def _check_dtype(dtype: Any) -> None:
+    """Weights as whole numbers would be cut off, nearly all of them to 0."""
+    try:
+        floating = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        name = getattr(dtype, "__name__", dtype)
+        raise UserError(
+            f"The weights cannot be loaded as {name}; give a floating type, such as jnp.bfloat16."
+        )
 
 
 def _leaf(params: decoder.Params, leaf: str) -> jax.Array:

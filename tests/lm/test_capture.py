@@ -1,3 +1,5 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -308,13 +310,6 @@ def test_taps_that_do_not_exist(taps, message, monkeypatch):
         capture(config, params, np.ones((1, 4), np.int32), np.ones((1, 4), bool), taps)
 
 
-def test_what_is_no_list_of_taps():
-    config, _ = tiny("gemma3")
-    for taps, found in ((Tap(1), "1"), ([Tap(1), (1, "z")], r"\(1, 'z'\)")):
-        with pytest.raises(UserError, match=f"The taps hold {found}, which is no tap"):
-            capturing.check_taps(config, taps)
-
-
 TOKENS, MASK = np.full((2, 4), 3), np.ones((2, 4), bool)
 
 
@@ -325,6 +320,10 @@ TOKENS, MASK = np.full((2, 4), 3), np.ones((2, 4), bool)
         (TOKENS, MASK[:, :3], r"mask has shape \(2, 3\) and the tokens \(2, 4\)"),
         (TOKENS, MASK[:1], r"mask has shape \(1, 4\)"),
         (TOKENS, MASK.astype(np.int32), "mask holds int32, not booleans"),
+        (TOKENS.astype(np.float32), MASK, "tokens hold float32, not token ids"),
+        (MASK, MASK, "tokens hold bool, not token ids"),
+        (TOKENS.tolist(), MASK, "A list was given for the tokens"),
+        (TOKENS, MASK.tolist(), "A list was given for the mask"),
     ],
 )
 def test_tokens_and_masks_of_another_shape_or_type(tokens, mask, message):
@@ -356,3 +355,27 @@ def test_rows_that_cannot_be_read(row, message, monkeypatch, tmp_path):
     mask = np.arange(130) < np.array([[1], [len(row)]])
     with pytest.raises(UserError, match=message):
         capture(lm.config, lm.params, tokens, mask, [Tap(1)])
+
+
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        (Tap(1), "is a single tap where a list is needed"),
+        ("blocks.1.hook_resid_post", "is a single tap where a list is needed"),
+        ((1, "resid_post"), "^1 among the taps is no Tap"),
+        ([Tap(1), (1, "resid_post")], r"\(1, 'resid_post'\) among the taps is no Tap"),
+        (["blocks.1.hook_resid_post"], "among the taps is no Tap; write it as Tap"),
+        ([Tap(1.5)], "layer 1.5, which is no whole number"),
+        ([Tap(None)], "layer None, which is no whole number"),
+        ([Tap([0, 1])], r"layer \[0, 1\], which is no whole number"),
+    ],
+)
+def test_what_is_no_list_of_taps(taps, message, monkeypatch, tmp_path):
+    never_compiled(monkeypatch)
+    lm = tiny_lm("gemma3", tmp_path)
+    # Unwrapped, as a user calls them: the tests check annotations at every call.
+    with pytest.raises(UserError, match=message):
+        inspect.unwrap(capture)(lm.config, lm.params, TOKENS, MASK, taps)
+    if not isinstance(taps, Tap):  # which `last_token` takes
+        with pytest.raises(UserError, match=message):
+            inspect.unwrap(last_token)(lm, [[3]], taps)

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import pytest
 import tiny_gguf
@@ -50,3 +51,14 @@ def test_models_and_messages_that_do_not_fit(lm):
         chat_rows(lm, "happy")
     with pytest.raises(UserError, match=r"does not take conversation 1 .*no tools here"):
         chat_rows(with_template(lm), ["happy", [{"role": "tool", "content": "x"}]])
+
+
+def test_what_is_no_list_of_conversations(lm):
+    lm = with_template(lm)
+    chat = inspect.unwrap(chat_rows)  # the tests check annotations at every call
+    for single in ("happy", [{"role": "user", "content": "happy"}]):
+        with pytest.raises(UserError, match="is a single one; put it in brackets"):
+            chat(lm, single)
+    for wrong in (5, ["sad"], {"role": "user", "content": "sad"}):
+        with pytest.raises(UserError, match=r"Conversation 1 .* is neither a text nor a list"):
+            chat(lm, ["happy", wrong])

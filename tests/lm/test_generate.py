@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -253,3 +254,39 @@ def test_bad_settings_seeds_and_interventions(tmp_path, monkeypatch):
         generate(lm, ROWS, dataclasses.replace(GREEDY, seed=2**32 - 1))
     with pytest.raises(UserError, match="NaN"):
         generate(lm, ROWS, GREEDY, [intervene.ablate(np.full(32, np.nan), layer=0)])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("max_new_tokens", 4.0, "a whole number"),
+        ("top_k", 2.5, "a whole number"),
+        ("seed", None, "a whole number"),
+        ("temperature", "0.8", "a number"),
+        ("top_p", None, "a number"),
+        ("stop_tokens", 5, "a tuple of token ids"),
+        ("stop_tokens", "end", "a tuple of token ids"),
+        ("stop_tokens", ("\n",), "a tuple of token ids"),
+        ("stop_tokens", (1.0,), "a tuple of token ids"),
+    ],
+)
+def test_settings_of_another_type(name, value, rule):
+    settings = GenerateSettings()
+    object.__setattr__(settings, name, value)  # the tests check annotations when one is made
+    with pytest.raises(UserError, match=f"setting {name} is .*; make it {rule}"):
+        settings.__post_init__()
+
+
+def test_settings_that_do_not_fit_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(generating, "_generate", None)
+    lm = tiny_lm("gemma3", tmp_path)
+    for token in (-1, 97):
+        with pytest.raises(UserError, match=f"stop token {token} is outside 0 to 96"):
+            generate(lm, ROWS, dataclasses.replace(GREEDY, stop_tokens=(3, token)))
+    # Unwrapped, as a user calls it: the tests check annotations at every call.
+    begin = inspect.unwrap(generating.begin)
+    with pytest.raises(UserError, match=r"The settings are a list; .*interventions=\[\.\.\.\]"):
+        begin(lm, ROWS, [intervene.ablate(layer=0)], (), None)
+    for prompts in ("happy", ROWS[0]):
+        with pytest.raises(UserError, match="is a single one; put it in brackets"):
+            begin(lm, prompts, GREEDY, (), None)

@@ -434,7 +434,7 @@ def test_gradients_are_finite_where_activations_are_zero(zero):
 )
 def test_bad_interventions_are_refused_before_compiling(make, message, monkeypatch):
     monkeypatch.setattr(capturing, "_dispatch", None)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         read([make()])
     assert "\n" not in str(error.value)
 
@@ -444,3 +444,25 @@ def test_what_is_no_list_of_interventions():
         check_kind(intervene.ablate(layer=0))
     with pytest.raises(UserError, match="Intervention 2 of 2 is a ndarray; make it by"):
         check_kind([intervene.ablate(layer=0), VECTOR])
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"rows": 2}, "rows holds 2; give each row's weight, from 0"),
+        ({"rows": [0, 2]}, "rows holds 2; give each row's weight, from 0"),
+        ({"rows": [0, 1.5, 1]}, "rows holds 1.5; give each row's weight"),
+        ({"rows": jnp.array(-0.5)}, "rows holds -0.5; give each row's weight"),
+        ({"rows": [1, 0]}, r"rows has shape \(2,\), .*; give one number or \(3,\)"),
+        ({"strength": [1, 2]}, r"strength has shape \(2,\), .*; give one number or \(3,\)"),
+        ({"positions": ([0, 1], 5)}, r"start has shape \(2,\), .*; give one number or \(3,\)"),
+        ({"positions": (0, 2.5)}, "end is 2.5, not whole numbers"),
+        ({"layer": None}, "layer None, which is no whole number"),
+        ({"layer": [0, 1]}, r"layer \[0, 1\], which is no whole number"),
+        ({"layer": 1.5}, "layer 1.5, which is no whole number"),
+    ],
+)
+def test_weights_shapes_and_layers_of_another_kind(where, message, monkeypatch):
+    monkeypatch.setattr(capturing, "_dispatch", None)
+    with pytest.raises(UserError, match=message):
+        read([intervene.direction("add", VECTOR, **at(**where))])

@@ -106,7 +106,7 @@ def test_rows_of_different_length_need_positions_that_both_have(why, side, monke
         same = before[TAP][1] == after[TAP][1]
         assert same[own[1]][1].all() == (why != "positions that both have" and "up" not in why)
     else:
-        monkeypatch.setattr(capturing, "_capture", None)  # before anything is compiled
+        monkeypatch.setattr(capturing, "_dispatch", None)  # before anything is compiled
         with pytest.raises(UserError, match=MISFIT):
             run([5, 3], side, [swap])
 

@@ -1,3 +1,5 @@
+import inspect
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -101,3 +103,34 @@ def test_what_cannot_be_read(lm):
     ):
         with pytest.raises(UserError, match=message):
             run_with_cache(lm, prompts, taps)
+
+
+def test_layers_from_the_last_and_sites_first(lm):
+    _, cache = run_with_cache(lm, ROWS, [(-1, "resid_post"), ("mlp_out", 1), Tap(0)])
+    assert list(cache) == [Tap(2), Tap(1, "mlp_out"), Tap(0)]
+    for same in ((2, "resid_post"), ("resid_post", 2), (-1, "resid_post"), ("resid_post", -1)):
+        assert cache[same] is cache[Tap(2)]
+    assert cache["mlp_out", -2] is cache["blocks.1.hook_mlp_out"]
+    assert (-4, "resid_post") not in cache and (3, "resid_post") not in cache
+    for layer in (-4, 3, 1.0, None):
+        assert tap_of(("z", layer), 3) == Tap(layer, "z")  # which `capture` refuses by name
+    for place in (3, ("resid_post",), (1, "z", 2), None):
+        with pytest.raises(UserError, match="is no place in a model"):
+            tap_of(place, 3)
+
+
+def test_prompts_and_taps_that_are_no_lists(lm):
+    run = inspect.unwrap(run_with_cache)  # the tests check annotations at every call
+    for prompts in ("happy", [2, 9, 10]):
+        with pytest.raises(UserError, match="is a single one; put it in brackets"):
+            run(lm, prompts)
+    for taps in ("blocks.1.hook_resid_post", Tap(1)):
+        with pytest.raises(UserError, match="is a single tap where a list is needed"):
+            run(lm, ROWS, taps)
+
+
+def test_an_array_of_tokens_is_read_as_its_rows(lm):
+    rows = [[2, 5, 9, 40, 7], [2, 60, 3, 8, 8]]
+    expected, _ = run_with_cache(lm, rows, [])
+    for array in (np.array(rows), jnp.array(rows)):
+        np.testing.assert_array_equal(run_with_cache(lm, array, [])[0], expected)

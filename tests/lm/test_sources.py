@@ -372,3 +372,16 @@ def _check_tokens(tokenizer, expected: dict[str, list[str]]) -> None:
     )
     ids = tokenizer(english, add_special_tokens=False).input_ids
     assert len(english) / len(ids) > 4
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["./absent", "../absent", "/absent/model", "~/absent", "a/b/c", "here/absent", Path("absent")],
+)
+def test_paths_that_do_not_exist(tmp_path: Path, source, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"no such directory as {source}, nor a"):
+        sources.load(source, cache=tmp_path)
+    with pytest.raises(UserError, match="pinned to a commit of the hub"):
+        sources.load("here/absent@main", cache=tmp_path)

@@ -1,10 +1,12 @@
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
 from tiny_models import tiny_lm
 
 from emojax.errors import UserError
+from emojax.lm import generate as generating
 from emojax.lm import intervene
 from emojax.lm.generate import GenerateSettings, generate
 from emojax.lm.stream import stream
@@ -48,3 +50,17 @@ def test_bad_prompts_are_refused(lm):
     for prompt, message in (([], "no tokens"), ([2] * 120, "context of 128")):
         with pytest.raises(UserError, match=message):
             next(stream(lm, prompt, SETTINGS))
+
+
+def test_prompts_that_are_several(lm, monkeypatch):
+    # Unwrapped, as a user calls it: the tests check annotations at every call.
+    monkeypatch.setattr(generating, "begin", inspect.unwrap(generating.begin))
+    for prompts in (["happy", "sad"], [[2, 9], [2, 10]]):
+        with pytest.raises(UserError, match=r"Prompt 0 .* is neither a text nor a row"):
+            next(inspect.unwrap(stream)(lm, prompts, SETTINGS))
+
+
+def test_settings_need_not_be_given():
+    for function in (generate, stream):
+        default = inspect.signature(function).parameters["settings"].default
+        assert default == GenerateSettings()

@@ -1,6 +1,8 @@
 import dataclasses
+import inspect
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_gguf
@@ -111,3 +113,60 @@ def test_a_word_that_is_unknown_is_named(lm: LanguageModel):
     text.check_words(lm, ["happy", "sad"])
     with pytest.raises(UserError, match="The word 'elated' cannot be represented"):
         text.check_words(lm, ["happy", "elated"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "happy",
+        "",
+        [2, 9, 10],
+        np.array([2, 9, 10]),
+        jnp.array([2, 9, 10]),
+        {"role": "user", "content": "happy"},
+        [{"role": "user", "content": "happy"}],
+        5,
+        None,
+    ],
+)
+def test_one_prompt_where_a_list_is_meant(lm: LanguageModel, given):
+    # Unwrapped, as a user calls it: the tests check annotations at every call.
+    for function in (text.prompt_rows, inspect.unwrap(text.tokenize)):
+        with pytest.raises(UserError, match="is a single one; put it in brackets") as error:
+            function(lm, given)
+        assert "\n" not in str(error.value)
+
+
+def test_prompts_are_texts_or_rows_of_tokens(lm: LanguageModel):
+    rows = [[2, 9, 10], [2, 9, 11]]
+    for given in (rows, tuple(rows), np.array(rows), jnp.array(rows), list(map(jnp.array, rows))):
+        found = text.prompt_rows(lm, given)
+        assert found == rows and all(type(token) is int for row in found for token in row)
+    mixed = text.prompt_rows(lm, ["the word", [5, 6], []])
+    assert mixed == [text.tokenize(lm, ["the word"])[0], [5, 6], []]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "There is no prompt"),
+        (np.zeros((0, 3), np.int32), "There is no prompt"),
+        (["happy", ""], r"Prompt 1 is an empty text; .*lm\.tokenizer\.bos_token_id"),
+        (["happy", 5], r"Prompt 1 \(5\) is neither a text nor a row"),
+        (["happy", [2.0, 3.0]], r"Prompt 1 \(\[2\.0, 3\.0\]\) is neither"),
+        ([[True, False]], "Prompt 0 .* is neither"),
+        ([["happy", "sad"]], r"Prompt 0 \(\['happy', 'sad'\]\) is neither"),
+        ([[2, [3]]], "Prompt 0 .* is neither"),
+        (np.ones((1, 2, 3), np.int32), "Prompt 0 .* is neither"),
+    ],
+)
+def test_prompts_that_are_none(lm: LanguageModel, prompts, message: str):
+    with pytest.raises(UserError, match=message) as error:
+        text.prompt_rows(lm, prompts)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_tokenized_is_text(lm: LanguageModel):
+    for texts in (["happy", ["sad", "the"]], ["happy", 5]):
+        with pytest.raises(UserError, match="Text 1 of the input is no text"):
+            inspect.unwrap(text.tokenize)(lm, texts)

@@ -258,3 +258,12 @@ def test_reading_gguf_needs_little_more_memory_than_the_weights(tmp_path, monkey
         monkeypatch.setattr(tiny_gguf, name, size)
     tiny_gguf.write(tmp_path / "large.gguf", "llama", GGMLQuantizationType.F16)
     assert_little_more_memory_than_the_weights(tmp_path / "large.gguf", "float32")
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, "int8", np.int32, bool, "banana", None])
+def test_weights_are_read_as_floats_alone(dtype, tmp_path, monkeypatch):
+    config, params = tiny("gpt2")
+    weights.save(tmp_path, config, params, CONFIGS["gpt2"])
+    monkeypatch.setattr(tensor_file, "read", None)
+    with pytest.raises(UserError, match="give a floating type"):
+        weights.load(tmp_path, config, dtype)

@@ -20,14 +20,12 @@ from safetensors.numpy import save as serialised
 
 from emojax.errors import UserError
 from emojax.files import atomic, writable_dir
+from emojax.lm.run_with_cache import HOOK_NAMES
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
 
 SITES = {
-    "resid_pre": "blocks.{}.hook_resid_pre",
-    "resid_mid": "blocks.{}.hook_resid_mid",
-    "resid_post": "blocks.{}.hook_resid_post",
-    "attn_out": "blocks.{}.hook_attn_out",
-    "mlp_out": "blocks.{}.hook_mlp_out",
+    site: HOOK_NAMES[site]
+    for site in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 }
 # mean_norm is folded into the arrays.
 SCALES = {"unit_norm": "constant_norm_rescale", "mean_norm": "none", "none": "none"}
