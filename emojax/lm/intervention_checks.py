@@ -92,6 +92,7 @@ def _edit(
             high=full("high", (batch,), infinite=True),
         )
     if isinstance(edit, Latents):
+        _check_orientation(edit, width, what)
         m = (np.shape(edit.w_enc) or (1,))[0]
         return Latents(
             mode=jnp.asarray(edit.mode, jnp.int32),
@@ -104,6 +105,16 @@ def _edit(
         )
     values = full("values", (batch, _patched(edit), width), least=2)
     return Patch(_to_length(values, length))
+
+
+def _check_orientation(edit: Latents, width: int, what: str) -> None:
+    """Refuses encoder columns by their name; a square matrix does not show which it holds."""
+    shape = np.shape(edit.w_enc)
+    if len(shape) == 2 and shape[1] != width == shape[0]:
+        raise UserError(
+            f"{what}: w_enc has shape {shape}, that is [d_in, m] as in SAELens; give its "
+            f"transpose, the latents' rows [m, {width}]."
+        )
 
 
 def _patched(edit: Patch) -> int:
