@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from emojax.errors import UserError
-from emojax.lm import decoder, intervene
+from emojax.lm import decoder, intervene, sharding
 from emojax.lm.batching import Batch, batches, check_rows, check_tokens
 from emojax.lm.config import DecoderConfig
 from emojax.lm.intervene import Intervention, Prepared
@@ -65,6 +65,10 @@ def capture(
     interventions: Sequence[Intervention] = (),
 ) -> dict[Tap, Float[Array, "batch time _"]]:
     """The activations at every tap, from a pass that stops after the last layer asked for.
+
+    Where it stops is data, which reverse-mode differentiation does not allow. With `final_norm` of
+    the last layer among the taps every layer runs, and `jax.grad` goes through it: to the
+    parameters and to the numbers of interventions. `run_with_cache` always reads it.
 
     Args:
       config: the decoder's traits.
@@ -214,8 +218,10 @@ def _dispatch(
     for tap in sorted(set(taps)):
         layers.setdefault(tap.site, []).append(tap.layer)
     wanted = {site: np.array(layers[site], np.int32) for site in sorted(layers)}
-    read = _capture(config, params, jnp.asarray(tokens), jnp.asarray(mask), wanted, interventions)
-    return {tap: read[tap.site][layers[tap.site].index(tap.layer)] for tap in taps}
+    interventions, (spread, real) = sharding.spread(params, interventions, tokens, mask)
+    read = _capture(config, params, spread, real, wanted, interventions)
+    batch = np.shape(tokens)[0]
+    return {tap: read[tap.site][layers[tap.site].index(tap.layer), :batch] for tap in taps}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -267,8 +273,11 @@ def _capture(
 
     h = decoder.embed(config, params, tokens, positions)
     states = [(h[rows], room(h[rows])) for rows in _parts(*mask.shape)]
-    stop = jnp.max(jnp.concatenate(list(wanted.values()))) + 1
-    states = decoder.loop_layers(params, states, stop, step)
+    if "final_norm" in wanted:  # All layers run at any rate, so that gradients may flow.
+        states = decoder.scan_layers(params, states, step)
+    else:
+        stop = jnp.max(jnp.concatenate(list(wanted.values()))) + 1
+        states = decoder.loop_layers(params, states, stop, step)
     h = jnp.concatenate([h for h, _ in states])
     kept = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *[kept for _, kept in states])
     if "final_norm" in wanted:
