@@ -1,7 +1,8 @@
 """The tokenizer inside a GGUF file, built with the `tokenizers` library.
 
-Two kinds: SentencePiece's byte-pair encoding with byte fallback (Gemma), and GPT-2's byte-level one
-(SmolLM2, Qwen). `transformers` converts them too, but differently from one version to the next.
+Two kinds: SentencePiece's byte-pair encoding with byte fallback (Gemma; with a space before every
+text Llama 1 and 2 and Mistral), and GPT-2's byte-level one (SmolLM2, Qwen). `transformers` converts
+them too, but differently from one version to the next.
 """
 
 import json
@@ -45,10 +46,6 @@ def write(metadata: Mapping[str, Any], path: Path, directory: Path) -> None:
     for name in ("tokens", "token_type", needs):
         if name not in field:
             raise UserError(f"{path} lacks {_PREFIX}{name}; use a complete GGUF file.")
-    if kind == "llama" and field.get("add_space_prefix", True):
-        raise UserError(
-            f"{path} has {_PREFIX}add_space_prefix, which is not supported; use another model."
-        )
     if kind == "gpt2" and field.get("pre") not in _SPLITS:
         raise UserError(
             f"{path} has {_PREFIX}pre {field.get('pre')!r}, which is not supported; use a file "
@@ -61,7 +58,8 @@ def write(metadata: Mapping[str, Any], path: Path, directory: Path) -> None:
         raise UserError(
             f"The tokenizer in {path} cannot be built ({error}); use another file."
         ) from None
-    if field.get("add_bos_token", False) and "bos_token" in names:
+    # As llama.cpp does: what SentencePiece's files do not say is true.
+    if field.get("add_bos_token", kind == "llama") and "bos_token" in names:
         bos = names["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A",
@@ -92,9 +90,11 @@ def _special_names(field: Mapping[str, Any]) -> dict[str, str]:
 
 def _sentencepiece(field: Mapping[str, Any]) -> Tokenizer:
     types = field["token_type"]
-    # Runs of spaces are stored as spaces, the rest with SentencePiece's mark for them.
+    prefix = field.get("add_space_prefix", True)
+    # Runs of spaces are stored as spaces, the rest with SentencePiece's mark for them. With a
+    # prefix the user's are found in the raw text: normalised they would begin with it themselves.
     tokens = [
-        token.replace(" ", _SPACE) if kind == _USER_DEFINED else token
+        token.replace(" ", _SPACE) if kind == _USER_DEFINED and not prefix else token
         for token, kind in zip(field["tokens"], types, strict=True)
     ]
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -120,11 +120,15 @@ def _sentencepiece(field: Mapping[str, Any]) -> Tokenizer:
             byte_fallback=True,
         )
     )
-    tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    _add(tokenizer, tokens, types)
+    marks = normalizers.Replace(" ", _SPACE)
+    back = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:  # Llama 1 and 2, Mistral: a text, and what follows a special token, has one more
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), marks])
+        back.append(decoders.Strip(" ", 1, 0))
+    else:
+        tokenizer.normalizer = marks
+    tokenizer.decoder = decoders.Sequence(back)
+    _add(tokenizer, tokens, types, normalized=not prefix)
     return tokenizer
 
 
@@ -159,14 +163,16 @@ def _byte_level(field: Mapping[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _add(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
+def _add(
+    tokenizer: Tokenizer, tokens: list[str], types: list[int], normalized: bool = True
+) -> None:
     """Control tokens are found in the raw text, the user's in the normalised one, longest first."""
     pairs = list(zip(tokens, types, strict=True))
     tokenizer.add_special_tokens(
         [AddedToken(t, normalized=False, special=True) for t, kind in pairs if kind == _CONTROL]
     )
     tokenizer.add_tokens(
-        [AddedToken(t, normalized=True) for t, kind in pairs if kind == _USER_DEFINED]
+        [AddedToken(t, normalized=normalized) for t, kind in pairs if kind == _USER_DEFINED]
     )
 
 
