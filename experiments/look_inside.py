@@ -8,6 +8,7 @@ that family, which you name by its file or directory.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -47,6 +48,8 @@ RANDOM = {
 QUESTIONS = ["The capital of France is the city of", "The capital of Russia is the city of"]
 MOODS = ["I am so happy", "I am so sad"]
 SETTINGS = GenerateSettings(max_new_tokens=24, temperature=0.0)
+# The first text is left alone.
+PUSH: dict[str, Any] = {"strength": [0, 0.5], "unit": "fraction", "phase": "generated"}
 
 
 def look_inside(lm: LanguageModel) -> dict[str, list[str]]:
@@ -54,13 +57,10 @@ def look_inside(lm: LanguageModel) -> dict[str, list[str]]:
     layer = lm.config.n_layers // 2
     rows = tokenize(lm, QUESTIONS)
     logits, cache = run_with_cache(lm, rows)
-    other = cache[f"blocks.{layer}.hook_resid_post"][1]
-    swap = intervene.patch(other, layer=layer, rows=[1, 0])
+    swap = intervene.patch(cache[layer, "resid_post"][1], layer=layer, rows=[1, 0])
     patched, _ = run_with_cache(lm, rows, [Tap(layer)], [swap])
     happy, sad = capture.last_token(lm, tokenize(lm, MOODS), Tap(layer))
-    push = intervene.direction(
-        "add", happy - sad, layer=layer, strength=[0, 0.5], unit="fraction", phase="generated"
-    )
+    push = intervene.direction("add", happy - sad, layer=layer, **PUSH)
     texts = generate(lm, ["Today I feel"] * 2, SETTINGS, [push]).texts
     answers = [scores[0, len(rows[0]) - 1].argmax() for scores in (logits, patched)]
     return {"answers": [lm.tokenizer.decode([int(a)]) for a in answers], "texts": texts}
