@@ -180,7 +180,7 @@ from pathlib import Path
 
 import jax, jax.numpy as jnp
 from tiny_models import CONFIGS
-from emojax.lm import weights
+from emojax.lm import sharding, weights
 from emojax.lm.config import DecoderConfig
 
 def kilobytes(field):
@@ -189,10 +189,16 @@ def kilobytes(field):
 
 config = DecoderConfig.from_hf(eval(sys.argv[2]))
 jax.block_until_ready(jnp.zeros(8) + 1)
+devices = len(jax.devices())
+assert devices == int(sys.argv[4])
+mesh = sharding.make_mesh(model=devices)
+there = sharding.shardings(config, mesh) if devices > 1 else None
 before = kilobytes("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-params = jax.block_until_ready(weights.load(Path(sys.argv[1]), config, jnp.dtype(sys.argv[3])))
+params = weights.load(Path(sys.argv[1]), config, jnp.dtype(sys.argv[3]), there)
+jax.block_until_ready(params)
 peak = kilobytes("VmHWM")
+assert len(params["embed"].sharding.device_set) == devices
 assert (params["embed"] == 1).all() and (params["layers"]["down"][-1] == 1).all()
 print((peak - before) * 1024)
 """
@@ -200,7 +206,8 @@ print((peak - before) * 1024)
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_loading_needs_little_more_memory_than_the_weights(dtype, tmp_path):
+@pytest.mark.parametrize(("devices", "parts"), [(1, 1), (2, 3)])
+def test_loading_needs_little_more_memory_than_the_weights(devices, parts, dtype, tmp_path):
     # As in Gemma-3-270m, most of it is one tensor.
     attributes = CONFIGS["gemma3"] | {
         "vocab_size": 60_000,
@@ -212,16 +219,27 @@ def test_loading_needs_little_more_memory_than_the_weights(dtype, tmp_path):
     expected = weights._expected(config, weights._where(config, {}))
     kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
     tensors = {name: (kind, shape) for name, (shape, _) in expected.items()}
-    path = tmp_path / "model.safetensors"
-    ones = (np.ones(shape, jnp.dtype(dtype)) for _, shape in tensors.values())
-    tensor_file.write(path, tensors, ones)
+    paths = [tmp_path / f"model-{part}.safetensors" for part in range(parts)]
+    for part, path in enumerate(paths):
+        some = dict(list(tensors.items())[part::parts])
+        ones = (np.ones(shape, jnp.dtype(dtype)) for _, shape in some.values())
+        tensor_file.write(path, some, ones)
+    if parts > 1:
+        names = {name: paths[i % parts].name for i, name in enumerate(tensors)}
+        index = tmp_path / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": names}))
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), repr(attributes), dtype],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        [sys.executable, "-c", MEASURE, str(tmp_path), repr(attributes), dtype, str(devices)],
+        env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    size = path.stat().st_size
+    size = sum(path.stat().st_size for path in paths)
     assert size > 90e6
     assert 0.9 * size < int(done.stdout) < 1.3 * size
