@@ -121,7 +121,7 @@ def _sentencepiece(field: Mapping[str, Any]) -> Tokenizer:
         )
     )
     marks = normalizers.Replace(" ", _SPACE)
-    back = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    back: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if prefix:  # Llama 1 and 2, Mistral: a text, and what follows a special token, has one more
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), marks])
         back.append(decoders.Strip(" ", 1, 0))
