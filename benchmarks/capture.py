@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 from absl import flags
 
-from benchmarks import beside_torch
+from benchmarks import beside_torch, share
 from benchmarks.beside_torch import Bar, Subject
 from emojax import errors
 from emojax.errors import UserError
@@ -137,8 +137,7 @@ def main(argv: Sequence[str]) -> None:
                 raise UserError(
                     f"The sides differ by {worst:.1e} on {model}; run the parity tests."
                 )
-            if load == "full":
-                beside_torch.peaks(makers, figures)
+            beside_torch.peaks(makers, figures)
             tokens = len(values[OURS])
             name = f"{model}, {load}"
             verdicts = beside_torch.judge(
@@ -154,6 +153,7 @@ def main(argv: Sequence[str]) -> None:
                 "largest_relative_difference": worst,
                 "figures": figures,
                 "bars": verdicts,
+                "share_bar": share.judge(figures[OURS]["share_of_matmul_rate"], subject.config),
             }
     beside_torch.write("capture", results)
 

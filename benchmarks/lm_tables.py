@@ -40,6 +40,19 @@ def bars(report: dict[str, Any]) -> Iterator[str]:
         for bar in result["bars"]:
             verdict = "met" if bar["met"] else "missed"
             yield f"* {title}: {bar['asked']} x {bar['beside']}: **{bar['ratio']:.2f}, {verdict}**"
+    yield from share_bars(report)
+
+
+def share_bars(report: dict[str, Any]) -> Iterator[str]:
+    """The bars for a share of the card's matmul rate, one line for all that say nothing here."""
+    found = {title: r["share_bar"] for title, r in report["results"].items() if "share_bar" in r}
+    for title, bar in found.items():
+        if bar["met"] is not None:
+            verdict = f"{bar['share']:.1%}, {'met' if bar['met'] else 'missed'}"
+            yield f"* {title}: {bar['asked']:.0%} of the card's matmul rate: **{verdict}**"
+    if found and all(bar["met"] is None for bar in found.values()):
+        asked = next(iter(found.values()))["asked"]
+        yield f"* {asked:.0%} of a GPU's matmul rate for a model of 8B: **not run**"
 
 
 def machine(report: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ that family, which you name by its file or directory.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -47,6 +48,8 @@ RANDOM = {
 QUESTIONS = ["The capital of France is the city of", "The capital of Russia is the city of"]
 MOODS = ["I am so happy", "I am so sad"]
 SETTINGS = GenerateSettings(max_new_tokens=24, temperature=0.0)
+# The first text is left alone.
+PUSH: dict[str, Any] = {"strength": [0, 0.5], "unit": "fraction", "phase": "generated"}
 
 
 def look_inside(lm: LanguageModel) -> dict[str, list[str]]:
@@ -54,13 +57,10 @@ def look_inside(lm: LanguageModel) -> dict[str, list[str]]:
     layer = lm.config.n_layers // 2
     logits, cache = run_with_cache(lm, QUESTIONS)
     country = cache.tokens[0] != cache.tokens[1]
-    place = f"blocks.{layer}.hook_resid_post"
-    swap = cache.patch(place, row=1, rows=[1, 0], positions=country)
+    swap = cache.patch((layer, "resid_post"), row=1, rows=[1, 0], positions=country)
     patched, _ = run_with_cache(lm, QUESTIONS, [], [swap])
     happy, sad = capture.last_token(lm, tokenize(lm, MOODS), Tap(layer))
-    push = intervene.direction(
-        "add", happy - sad, layer=layer, strength=[0, 0.5], unit="fraction", phase="generated"
-    )
+    push = intervene.direction("add", happy - sad, layer=layer, **PUSH)
     texts = generate(lm, ["Today I feel"] * 2, SETTINGS, [push]).texts
     answers = [scores[0, cache.last[0]].argmax() for scores in (logits, patched)]
     return {"answers": [lm.tokenizer.decode([int(a)]) for a in answers], "texts": texts}

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from emojax.errors import UserError
-from emojax.lm import decoder, intervene
+from emojax.lm import decoder, intervene, sharding
 from emojax.lm.batching import Batch, batches, check_rows, check_tokens
 from emojax.lm.config import DecoderConfig
 from emojax.lm.intervene import Intervention, Prepared
@@ -65,6 +65,10 @@ def capture(
     interventions: Sequence[Intervention] = (),
 ) -> dict[Tap, Float[Array, "batch time _"]]:
     """The activations at every tap, from a pass that stops after the last layer asked for.
+
+    Where it stops is data, which reverse-mode differentiation does not allow. With `final_norm` of
+    the last layer among the taps every layer runs, and `jax.grad` goes through it: to the
+    parameters and to the numbers of interventions. `run_with_cache` always reads it.
 
     Args:
       config: the decoder's traits.
@@ -248,10 +252,12 @@ def _dispatch(
     for tap in sorted(set(taps)):
         layers.setdefault(tap.site, []).append(tap.layer)
     wanted = {site: np.array(layers[site], np.int32) for site in sorted(layers)}
+    interventions, (spread, real) = sharding.spread(params, interventions, tokens, mask)
     params = decoder.by_layer(params)
     run = _capture_by_layer if isinstance(params["layers"], tuple) else _capture
-    read = run(config, params, jnp.asarray(tokens), jnp.asarray(mask), wanted, interventions)
-    return {tap: read[tap.site][layers[tap.site].index(tap.layer)] for tap in taps}
+    read = run(config, params, spread, real, wanted, interventions)
+    batch = np.shape(tokens)[0]
+    return {tap: read[tap.site][layers[tap.site].index(tap.layer), :batch] for tap in taps}
 
 
 class _Part(NamedTuple):
@@ -278,13 +284,16 @@ def _capture(
 ) -> dict[str, Float[Array, "_ batch time _"]]:
     """Per site the activations of the wanted layers, which ascend."""
     parts, states = _begin(config, params, tokens, mask, wanted, interventions)
-    stop = jnp.max(jnp.concatenate(list(wanted.values()))) + 1
 
     def step(layer: Array, p: decoder.Params, states: list[_State]) -> list[_State]:
         pairs = zip(parts, states, strict=True)
         return [_through(config, wanted, layer, p, part, state) for part, state in pairs]
 
-    states = decoder.loop_layers(params, states, stop, step)
+    if "final_norm" in wanted:  # All layers run at any rate, so that gradients may flow.
+        states = decoder.scan_layers(params, states, step)
+    else:
+        stop = jnp.max(jnp.concatenate(list(wanted.values()))) + 1
+        states = decoder.loop_layers(params, states, stop, step)
     return _end(config, params, mask, wanted, interventions, states)
 
 

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from emojax.errors import UserError
-from emojax.lm import decoder, intervene, kv_cache
+from emojax.lm import decoder, intervene, kv_cache, sharding
 from emojax.lm.batching import check_rows, pad, padded_length
 from emojax.lm.config import DecoderConfig
 from emojax.lm.intervene import Intervention, Prepared
@@ -136,10 +136,10 @@ def generate(
     """
     tokens, mask, room, run = begin(lm, prompts, settings, interventions, seeds)
     most = jnp.asarray(settings.max_new_tokens)
-    new, logprobs, counts = map(
-        np.asarray,
-        _generate(lm.config, room, lm.params, decoder.by_layer(lm.params), tokens, mask, most, run),
+    found = _generate(
+        lm.config, room, lm.params, decoder.by_layer(lm.params), tokens, mask, most, run
     )
+    new, logprobs, counts = (np.asarray(array)[: len(prompts)] for array in found)
     written = [row[:n].tolist() for row, n in zip(new, counts, strict=True)]
     return Generation(
         tokens=written,
@@ -156,6 +156,8 @@ def begin(
     seeds: Sequence[int] | None,
 ) -> tuple[Int[Array, "batch time"], Bool[Array, "batch time"], int, "Run"]:
     """Checks what `generate` was given; the prompts, their mask, the room for new tokens, the rest.
+
+    Over a mesh there may be more rows than prompts (`sharding.spread`).
 
     Raises:
       UserError: as `generate`.
@@ -178,9 +180,12 @@ def begin(
     # -1 is no token: models without a stop token, or with several, compile alike.
     stops = np.full(-(-max(len(stop), 1) // 8) * 8, -1, np.int32)
     stops[: len(stop)] = stop
-    tokens, mask = pad(rows, len(rows), time)
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    prepared, (tokens, mask, keys) = sharding.spread(
+        lm.params, prepared, *pad(rows, len(rows), time), keys
+    )
     run = Run(
-        keys=jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
+        keys=keys,
         stop=jnp.asarray(stops),
         sampling=Sampling(
             temperature=jnp.float32(settings.temperature),
@@ -190,7 +195,7 @@ def begin(
         ),
         interventions=prepared,
     )
-    return jnp.asarray(tokens), jnp.asarray(mask), room, run
+    return tokens, mask, room, run
 
 
 def _check_settings(config: DecoderConfig, settings: Any) -> None:

@@ -248,11 +248,15 @@ def latents(
     z is `w_enc @ h + b_enc` where that exceeds the threshold, else 0; z' is z + value (add), value
     (clamp) or value z (scale). What the autoencoder does not explain of h is untouched.
 
+    Many autoencoders, ours among them, subtract their decoder's bias first: fold that into `b_enc`,
+    as `emojax.sae.edit.edit` does for ours.
+
     Args:
       mode: one of the three above.
       value: one number, `[m]` or `[batch, m]`.
-      w_enc: the latents' encoder rows, `[m, width]`.
-      b_enc: their encoder biases, `[m]`.
+      w_enc: the latents' encoder rows, `[m, width]` (the transpose of SAELens' `[d_in, m]`).
+      b_enc: their encoder biases, `[m]`; where the autoencoder reads h − b_dec, less `w_enc @
+        b_dec`.
       w_dec: their decoder rows, `[m, width]`.
       layer: which layer, from 0.
       site: one of `decoder.SITES`.
@@ -307,7 +311,9 @@ def of_rows(
     )
 
 
-def of_part(interventions: Sequence[Prepared], rows: slice) -> tuple[Prepared, ...]:
+def of_part(
+    interventions: Sequence[Prepared], rows: slice | Int[np.ndarray, " rows"]
+) -> tuple[Prepared, ...]:
     """The interventions on a batch, for a part of its rows."""
     return tuple(
         dataclasses.replace(

@@ -131,6 +131,7 @@ def _edit(
             high=full("high", (batch,), infinite=True),
         )
     if isinstance(edit, Latents):
+        _check_orientation(edit, width, what)
         m = (np.shape(edit.b_enc) or np.shape(edit.w_enc) or (1,))[0]
         return Latents(
             mode=jnp.asarray(edit.mode, jnp.int32),
@@ -184,6 +185,16 @@ def _check_fit(given: Intervention, patch: Patch, tokens: Any, what: str) -> Non
                 f"{theirs[row]}, so that only one has position {named[0]}; patch rows of equally "
                 f"many tokens, or positions that both have, such as positions=(0, {few})."
             )
+
+
+def _check_orientation(edit: Latents, width: int, what: str) -> None:
+    """Refuses encoder columns by their name; a square matrix does not show which it holds."""
+    shape = np.shape(edit.w_enc)
+    if len(shape) == 2 and shape[1] != width == shape[0]:
+        raise UserError(
+            f"{what}: w_enc has shape {shape}, that is [d_in, m] as in SAELens; give its "
+            f"transpose, the latents' rows [m, {width}]."
+        )
 
 
 def _weights(

@@ -172,6 +172,7 @@ def run_with_cache(
     """Next-token logits in float32, and the activations of one pass over all prompts.
 
     Both are kept whole, which suits a few short prompts; `capture.stream` reads a corpus.
+    `jax.grad` goes through it, as attribution patching needs.
 
     Args:
       lm: the language model.

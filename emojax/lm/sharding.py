@@ -3,20 +3,23 @@
 Megatron's way (Shoeybi et al. 2019, arXiv:1909.08053): what goes into a block is split by its
 outputs (heads, MLP units), what comes out of it by its inputs, so that each block needs one sum
 over the `model` axis after attention and one after the MLP. Rows are split over `data`. The
-compiler inserts the sums; the functions of `decoder` stay as they are.
+compiler inserts the sums; the functions of `decoder` stay as they are. `capture` and `generate`
+split their rows over the mesh of the parameters that they are given (`spread`).
 """
 
 import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emojax.errors import UserError
-from emojax.lm import decoder
+from emojax.lm import decoder, intervene
 from emojax.lm.config import DecoderConfig
+from emojax.lm.intervene import Prepared
 
 # The first pattern that is all of a parameter's path says how it is split; axis 0 of `layers/` is
 # the layer. What is not here is on every device.
@@ -107,3 +110,33 @@ def shard_rows(mesh: Mesh | AbstractMesh, *arrays: Any) -> tuple[jax.Array, ...]
             )
     there = NamedSharding(mesh, P("data"))
     return tuple(jax.device_put(array, there) for array in arrays)
+
+
+def spread(
+    params: decoder.Params,
+    interventions: tuple[Prepared, ...],
+    *arrays: Any,
+) -> tuple[tuple[Prepared, ...], tuple[jax.Array, ...]]:
+    """A batch split by its rows over the axis `data` of the mesh that the parameters lie on.
+
+    The last row is repeated until the axis divides their number; callers drop what becomes of the
+    copies. Without such an axis, and under a trace, nothing is moved.
+
+    Args:
+      params: the decoder's parameters.
+      interventions: as `prepare` made them for the batch.
+      *arrays: `[batch, …]` each.
+    """
+    arrays = tuple(a if isinstance(a, jax.Array) else jnp.asarray(a) for a in arrays)
+    there = jax.tree.leaves(params)[0]
+    place = None if isinstance(there, jax.core.Tracer) else getattr(there, "sharding", None)
+    if not isinstance(place, NamedSharding) or any(isinstance(a, jax.core.Tracer) for a in arrays):
+        return interventions, arrays
+    size, batch = place.mesh.shape.get("data", 1), len(arrays[0])
+    if size == 1:
+        return interventions, arrays
+    if batch % size:
+        rows = np.minimum(np.arange(-(-batch // size) * size), batch - 1)
+        interventions = intervene.of_part(interventions, rows)
+        arrays = tuple(array[rows] for array in arrays)
+    return interventions, shard_rows(place.mesh, *arrays)

@@ -21,15 +21,65 @@ import json, sys, tempfile
 from pathlib import Path
 
 import jax, jax.numpy as jnp, numpy as np
-from tiny_models import CONFIGS, ragged
-from emojax.lm import decoder, generate, sharding, weights
+from tiny_models import CONFIGS, NumberTokenizer, ragged
+from emojax.lm import capture as capturing
+from emojax.lm import decoder, generate, intervene, sharding, weights
 from emojax.lm.capture import Tap, capture
 from emojax.lm.config import DecoderConfig
+from emojax.lm.model import LanguageModel
+from emojax.lm.run_with_cache import run_with_cache
 
 jax.config.update("jax_default_matmul_precision", "highest")
 assert len(jax.devices()) == 8
 mesh = sharding.make_mesh(data=2, model=4)
 found = {}
+
+
+# The largest difference of two lists of arrays; a NaN is a NaN.
+def apart(a, b):
+    pairs = zip(a, b, strict=True)
+    return float(np.max([np.abs(np.asarray(x) - np.asarray(y)).max() for x, y in pairs]))
+
+
+# All that reads and writes rows, on one device and on eight: three rows, or a single one.
+def over_rows(config, params, split, tokens, mask):
+    lone, wide = (
+        LanguageModel("", config, p, NumberTokenizer(), Path(), "") for p in (params, split)
+    )
+    prompts = [row[m].tolist() for row, m in zip(tokens, mask)][:3]
+    vectors = np.random.default_rng(0).normal(size=(3, config.d_model))
+    edit = intervene.direction("add", vectors, layer=1, strength=[0.0, 1.0, 3.0])
+    how = generate.GenerateSettings(max_new_tokens=8, temperature=0.9, seed=1)
+    one, eight = (generate.generate(lm, prompts, how, [edit]) for lm in (lone, wide))
+    found = {"same tokens": one.tokens == eight.tokens, "rows": []}
+    found["logprobs"] = apart(one.logprobs, eight.logprobs)
+    inside = generate.begin(wide, prompts, how, [edit], None)[0]
+    found["rows"].append([inside.shape[0], inside.addressable_shards[0].data.shape[0]])
+
+    tap, whole = Tap(2), capturing._capture
+
+    def watched(config, params, tokens, *rest):
+        if params is split:
+            shard = tokens.addressable_shards[0].data
+            found["rows"].append([tokens.shape[0], shard.shape[0]])
+        return whole(config, params, tokens, *rest)
+
+    capturing._capture = watched
+    rows = [*prompts, prompts[0][:2], [5]]
+    one, eight = ([part[tap] for part in capturing.stream(lm, rows, [tap], 40)]
+                  for lm in (lone, wide))
+    assert all((a.rows == b.rows).all() for a, b in zip(one, eight, strict=True))
+    found["stream"] = apart([a.values for a in one], [b.values for b in eight])
+    one, eight = (capturing.last_token(lm, rows, tap) for lm in (lone, wide))
+    found["last_token"] = apart([one], [eight])
+    one, eight = (run_with_cache(lm, prompts, [tap], [edit]) for lm in (lone, wide))
+    real = np.asarray(one[1].mask)
+    found["run_with_cache"] = apart(
+        *[[np.asarray(a)[real] for a in (logits, cache[tap])] for logits, cache in (one, eight)]
+    )
+    return found
+
+
 for name in sys.argv[1:]:
     config = DecoderConfig.from_hf(CONFIGS[name] | {"vocab_size": 96})
     params = decoder.init(config, jax.random.key(0))
@@ -64,6 +114,7 @@ for name in sys.argv[1:]:
         h, _ = prefill(config, split, *rows, 24)
         ours = np.asarray(decoder.unembed(config, split, h))
         found[name]["prefill"] = float(np.abs(ours - one[:, -1]).max())
+        found[name] |= over_rows(config, params, split, tokens, mask)
 print(json.dumps(found))
 """
 
@@ -85,8 +136,11 @@ def on_eight():
 @pytest.mark.parametrize("name", MODELS)
 def test_eight_devices_give_what_one_gives(name, on_eight):
     found = on_eight[name]
-    errors = [found[what] for what in ("error", "residual", "prefill") if what in found]
-    assert max(errors) < 1e-5 and len(errors) == (3 if name == "gemma3" else 1), found
+    of_rows = ("logprobs", "stream", "last_token", "run_with_cache")
+    every = ("error", "residual", "prefill", *of_rows)
+    errors = [found[what] for what in every if what in found]
+    assert all(error < 1e-5 for error in errors)  # a NaN is not less
+    assert len(errors) == (len(every) if name == "gemma3" else 1), found
     assert found["devices"] == 8
 
 
@@ -128,3 +182,11 @@ def test_meshes_that_do_not_fit():
     fake = jax.sharding.AbstractMesh((1, 4), ("data", "model"))
     assert sharding.shardings(config, fake)["embed"].spec == P()
     assert decoder.shapes(config)["embed"] == (97, 32)
+
+
+def test_rows_are_split_over_the_data_axis(on_eight):
+    found = on_eight["gemma3"]
+    assert found["same tokens"]
+    # Three rows became four, a single one two; half of them on each of the axis' two.
+    assert [4, 2] in found["rows"] and [2, 1] in found["rows"]
+    assert all(rows == 2 * part for rows, part in found["rows"])

@@ -504,3 +504,28 @@ def test_transformers_loads_what_is_written(tmp_path: Path, architecture: str):
     ids = tokenizer("the word happy").input_ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the word happy"
     assert (ids[0] == tokenizer.bos_token_id) == (architecture == "gemma3")
+
+
+@pytest.mark.torch  # only because `transformers` reads GGUF files with it
+@pytest.mark.parametrize("given", [None, True])
+def test_a_space_before_every_text_as_in_transformers(tmp_path: Path, given: bool | None):
+    pytest.importorskip("torch")
+    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+
+    path = tmp_path / "tiny.gguf"
+    fields = {"tokenizer.ggml.add_space_prefix": given, "tokenizer.ggml.add_bos_token": None}
+    tiny_gguf.write(path, metadata=fields)
+    ours = Tokenizer.from_file(str(_convert(path, tmp_path) / "tokenizer.json"))
+    # By the architecture it would take Gemma's way, where the field has no meaning.
+    theirs, _ = convert_gguf_tokenizer("llama", get_gguf_tokenizer(str(path))[1])
+    for text in ("happiness", "the word happy, sad", "快乐的 word", "", "Te, the"):
+        found = ours.encode(text, add_special_tokens=False)
+        assert found.ids == theirs.encode(text, add_special_tokens=False).ids, text
+        assert ours.decode(found.ids) == text
+    for text, tokens in {
+        "happy sad": ["▁happy", "▁sad"],
+        # As SentencePiece and llama.cpp have it, whatever the text begins with.
+        " sad": ["▁", "▁sad"],
+        "<start_of_turn>sad": ["<start_of_turn>", "▁sad"],
+    }.items():
+        assert ours.encode(text).tokens == ["<bos>", *tokens]

@@ -310,6 +310,24 @@ def test_changing_an_intervention_does_not_compile_again():
         read([intervene.patch(values, True, layer=2, positions=(0, 1))])
         sizes.append(capturing._through_alone._cache_size())
     assert sizes == 3 * sizes[:1] and before > 0
+    read([intervene.latents("add", 1.0, **SAE, layer=1)])
+    before = capturing._through_alone._cache_size()
+    read(
+        [
+            intervene.latents(
+                "clamp",
+                np.ones((BATCH, M)),
+                **{name: -array for name, array in SAE.items()},
+                layer=2,
+                threshold=np.arange(M),
+                unit_norm=True,
+                rows=[1, 0, 0.5],
+                positions=(1, 3),
+                phase="prompt",
+            )
+        ]
+    )
+    assert capturing._through_alone._cache_size() == before
 
 
 def test_gradients_flow_through_vectors_and_latents():
@@ -429,6 +447,12 @@ def test_gradients_are_finite_where_activations_are_zero(zero):
         (
             lambda: intervene.latents("add", 1.0, **SAE | {"w_enc": np.float32(1)}, layer=0),
             "w_enc has shape",
+        ),
+        (
+            lambda: intervene.latents(
+                "add", np.ones(M), **SAE | {"w_enc": SAE["w_enc"].T}, layer=0
+            ),
+            r"w_enc has shape \(32, 5\), that is \[d_in, m\] as in SAELens",
         ),
     ],
 )

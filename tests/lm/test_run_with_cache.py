@@ -1,12 +1,16 @@
+import dataclasses
 import inspect
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 from tiny_models import tiny_lm
 
 from emojax.errors import UserError
 from emojax.lm import decoder, intervene
+from emojax.lm.batching import pad
 from emojax.lm.capture import Tap
 from emojax.lm.run_with_cache import HOOK_NAMES, named, run_with_cache, tap_of
 
@@ -134,3 +138,30 @@ def test_an_array_of_tokens_is_read_as_its_rows(lm):
     expected, _ = run_with_cache(lm, rows, [])
     for array in (np.array(rows), jnp.array(rows)):
         np.testing.assert_array_equal(run_with_cache(lm, array, [])[0], expected)
+
+
+def test_gradients_flow_to_interventions_and_parameters(lm):
+    rng = np.random.default_rng(0)
+    vector = jnp.asarray(rng.normal(size=lm.config.d_model), jnp.float32)
+
+    def of_vector(vector):
+        """Something of the logits and of an activation after the edit."""
+        edit = intervene.direction("add", vector, layer=0, strength=0.5, rows=[1, 0])
+        logits, cache = run_with_cache(lm, ROWS, [(1, "z"), (2, "mlp_out")], [edit])
+        real = jnp.where(cache.mask[..., None], logits, 0.0)
+        return jnp.sum(jnp.sin(real)) + jnp.sum(cache[1, "z"][0] ** 2)
+
+    with jax.default_matmul_precision("highest"):
+        check_grads(of_vector, (vector,), order=1, modes="rev", eps=1e-2, rtol=2e-2)
+        assert jnp.any(jax.grad(of_vector)(vector) != 0)
+
+    def of_params(params):
+        return run_with_cache(dataclasses.replace(lm, params=params), ROWS, [])[0][0, -1, 7]
+
+    def by_hand(params):
+        tokens, mask = map(jnp.asarray, pad(ROWS, 2, 5))
+        return decoder.logits(lm.config, params, tokens, mask)[0, -1, 7]
+
+    found, expected = jax.grad(of_params)(lm.params), jax.grad(by_hand)(lm.params)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())

@@ -186,7 +186,7 @@ import sys
 from pathlib import Path
 
 import jax, jax.numpy as jnp
-from emojax.lm import gguf, weights
+from emojax.lm import gguf, sharding, weights
 from emojax.lm.config import DecoderConfig
 
 def kilobytes(field):
@@ -195,13 +195,18 @@ def kilobytes(field):
 
 path = Path(sys.argv[1])
 jax.block_until_ready(jnp.zeros(8) + 1)
+devices = len(jax.devices())
+assert devices == int(sys.argv[3])
+mesh = sharding.make_mesh(model=devices)
 before = kilobytes("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
 if path.suffix == ".gguf":
     path = gguf.convert(path, "0" * 64, path.parent)
 config = DecoderConfig.from_hf(json.loads((path / "config.json").read_text()))
-params = jax.block_until_ready(weights.load(path, config, jnp.dtype(sys.argv[2])))
+there = sharding.shardings(config, mesh) if devices > 1 else None
+params = jax.block_until_ready(weights.load(path, config, jnp.dtype(sys.argv[2]), there))
 peak = kilobytes("VmHWM")
+assert len(params["embed"].sharding.device_set) == devices
 for leaf in (params["embed"], params["layers"]["down"][-1]):
     assert jnp.isfinite(leaf).all() and (leaf != 0).mean() > 0.99
 print((peak - before) * 1024, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
@@ -209,10 +214,15 @@ print((peak - before) * 1024, sum(leaf.nbytes for leaf in jax.tree.leaves(params
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks")
 
 
-def assert_little_more_memory_than_the_weights(path, dtype):
+def assert_little_more_memory_than_the_weights(path, dtype, devices=1):
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path), dtype],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        [sys.executable, "-c", MEASURE, str(path), dtype, str(devices)],
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
+        },
         capture_output=True,
         text=True,
     )
@@ -223,10 +233,9 @@ def assert_little_more_memory_than_the_weights(path, dtype):
 
 
 @LINUX
-@pytest.mark.parametrize(
-    ("dtype", "parts"), [("float32", 1), ("bfloat16", 1), ("bfloat16", 3), ("float32", 3)]
-)
-def test_loading_needs_little_more_memory_than_the_weights(dtype, parts, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("devices", "parts"), [(1, 1), (2, 3)])
+def test_loading_needs_little_more_memory_than_the_weights(devices, parts, dtype, tmp_path):
     # As in Gemma-3-270m, most of it is one tensor.
     attributes = CONFIGS["gemma3"] | {
         "vocab_size": 60_000,
@@ -248,7 +257,7 @@ def test_loading_needs_little_more_memory_than_the_weights(dtype, parts, tmp_pat
         text = json.dumps({"metadata": {}, "weight_map": index})
         (tmp_path / "model.safetensors.index.json").write_text(text)
     (tmp_path / "config.json").write_text(json.dumps(attributes))
-    assert_little_more_memory_than_the_weights(tmp_path, dtype)
+    assert_little_more_memory_than_the_weights(tmp_path, dtype, devices)
 
 
 @LINUX
