@@ -236,7 +236,7 @@ def _asked(case: Case) -> dict[str, Any]:
         "model": case.model if case.capture else None,
         "latents": case.latents,
         "active": case.active,
-        "update": "fused" if is_fused(*configs_of(case)) else "optax",
+        "update": "fused" if is_fused(*configs_of(case), "tpu") else "optax",
         "tokens": case.rows * case.context,
         "memory": _device_bytes(case),
         "jax": jax.__version__,

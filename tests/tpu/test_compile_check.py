@@ -97,7 +97,7 @@ def test_a_case_that_takes_too_long_is_given_up_and_named():
     found = check_within(0, CASE)
     assert not found["fits"]
     assert row(found) == (
-        "| v5e-16x2 | 2×16 | llama31_8b | 131,072 | 131,072 | fused | – | – | – | 16.0 "
+        "| v5e-16x2 | 2×16 | llama31_8b | 131,072 | 131,072 | optax | – | – | – | 16.0 "
         "| not compiled within 0 s | 0 | not known |"
     )
 
