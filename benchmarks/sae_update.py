@@ -34,7 +34,7 @@ UPDATES = ("fused", "optax")
 LATENTS = flags.DEFINE_list("latents", ["4096", "16384"], "Sizes of the dictionary.")
 D_MODEL = flags.DEFINE_integer("d_model", 640, "Width of the activations.")
 K = flags.DEFINE_integer("k", 64, "Active latents per token.")
-SHARDS = flags.DEFINE_list("data_shards", ["1", "4"], "Numbers of shards of tokens.")
+SHARDS = flags.DEFINE_list("data_shards", ["1"], "Numbers of shards of tokens.")
 TOKENS = flags.DEFINE_integer("tokens", 512, "Tokens per step.")
 ARCHITECTURE = flags.DEFINE_string("architecture", "topk", "topk, batch_topk or matryoshka.")
 
