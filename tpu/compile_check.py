@@ -8,8 +8,9 @@ one program, on the trainer's own mesh (`data`, `latent`). A target is Cloud TPU
 with "x2" for two of them. For each case one row of a table (and, on stderr, one line of JSON):
 bytes per device against the chip's memory, collectives by kind and bytes, seconds of compilation.
 Ends with status 1 if a case does not fit, or was not compiled within `--limit_s`. `--table` keeps
-the rows in `tpu/compile_check.json` and writes the table of `tpu/README.md` anew from all that lie
-there. Nothing is run, so nothing here is a time of a step.
+the rows in `tpu/compile_check.json` and writes the tables of `tpu/README.md` anew from all that lie
+there (`--table --targets=` does that alone): what was found, and beside it what the roofline of
+`tpu.step_time` counts. Nothing is run, so nothing here is a time of a step.
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ from emojax.sae.state import TrainState
 from emojax.sae.step import is_fused, train_step
 from emojax.sae.store import Batch
 from emojax.sae.train_config import UPDATES, TrainConfig
-from tpu import hlo, size_flags
+from tpu import exchanges, hlo, size_flags
 from tpu.chips import CHIPS, GIB, Slices
 from tpu.models import MODELS
 
@@ -54,10 +55,11 @@ LATENT_SHARDS = flags.DEFINE_integer("latent_shards", 16, "Shards of the diction
 UPDATE = flags.DEFINE_enum("update", "auto", UPDATES, "train.update: how rows are updated.")
 CAPTURE = flags.DEFINE_bool("capture", True, "With the language model, not the SAE's step alone.")
 LIMIT = flags.DEFINE_integer("limit_s", 3600, "Seconds after which a case is given up.")
-TABLE = flags.DEFINE_bool("table", False, "Keep the rows, and write the README's table anew.")
 
 README, KEPT = Path("tpu/README.md"), Path("tpu/compile_check.json")
 BEGIN, END = "<!-- python -m tpu.compile_check --table -->", "<!-- end of the table -->"
+BEGIN_COMPARED = "<!-- the same, beside the roofline's count -->"
+END_COMPARED = "<!-- end of the comparison -->"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,20 +169,6 @@ def mesh_of(case: Case) -> Mesh:
     return states.make_mesh(configs_of(case)[1], case.latents, topology.devices)
 
 
-def described(tree: Any, places: Any) -> Any:
-    """Shapes and where they live, instead of arrays."""
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
-    )
-
-
-def state_of(config: SaeConfig, settings: TrainConfig, mesh: Mesh) -> TrainState:
-    """The trainer's state, as shapes."""
-    numbers = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((config.d_model,), (), (2,))]
-    state = jax.eval_shape(functools.partial(states.fresh, config, settings), *numbers)
-    return described(state, states.shardings(state, mesh))
-
-
 def weights_of(config: DecoderConfig, mesh: Mesh) -> Any:
     """The language model's bfloat16 weights, as shapes: over `latent` as `lm.sharding` splits them.
 
@@ -201,7 +189,7 @@ def lower(case: Case, mesh: Mesh) -> jax.stages.Lowered:
     model = MODELS[case.model]
     sae, settings = configs_of(case)
     tokens = settings.batch_tokens
-    state = state_of(sae, settings, mesh)
+    state = states.like(sae, settings, mesh)
     by_data = NamedSharding(mesh, P("data"))
     sae_step = functools.partial(train_step, sae, settings, 1000, mesh)
     if not case.capture:
@@ -236,7 +224,7 @@ def _asked(case: Case) -> dict[str, Any]:
         "model": case.model if case.capture else None,
         "latents": case.latents,
         "active": case.active,
-        "update": "fused" if is_fused(*configs_of(case)) else "optax",
+        "update": "fused" if is_fused(*configs_of(case), "tpu") else "optax",
         "tokens": case.rows * case.context,
         "memory": _device_bytes(case),
         "jax": jax.__version__,
@@ -264,13 +252,18 @@ def check(case: Case) -> dict[str, Any]:
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
     peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     text: Any = compiled.as_text()
-    sent = hlo.collectives(text, unknown_trips=MODELS[case.model].layers)
+
+    def sent(*, least: bool) -> dict[str, dict[str, int]]:
+        found = hlo.collectives(text, MODELS[case.model].layers, least=least)
+        return {kind: dataclasses.asdict(item) for kind, item in found.items()}
+
     return found | {
         "fits": peak <= _device_bytes(case),
         "argument": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
         "peak": peak,
-        "collectives": {kind: dataclasses.asdict(item) for kind, item in sent.items()},
+        "collectives": sent(least=False),
+        "least": sent(least=True),
         "seconds": _since(since),
     }
 
@@ -320,10 +313,15 @@ def _check(sender: Connection, case: Case) -> None:
     sender.send(check(case))
 
 
+def _names(found: dict[str, Any]) -> list[str]:
+    """The first cells of a line: what it is about."""
+    what = [found["target"], "×".join(map(str, found["mesh"])), found["model"] or "–"]
+    return [*what, f"{found['latents']:,}", f"{found['tokens']:,}", found["update"]]
+
+
 def row(found: dict[str, Any]) -> str:
     """One line of the table."""
-    what = [found["target"], "×".join(map(str, found["mesh"])), found["model"] or "–"]
-    what += [f"{found['latents']:,}", f"{found['tokens']:,}", found["update"]]
+    what = _names(found)
     if "peak" in found:
         sizes = (found[name] / GIB for name in ("argument", "temporary", "peak", "memory"))
         what += [f"{size:.1f}" for size in sizes]
@@ -368,6 +366,61 @@ def table(kept: list[dict[str, Any]]) -> str:
     return "\n".join(["", made, "", HEADER, *map(row, kept), ""])
 
 
+def counted(found: dict[str, Any]) -> dict[str, float]:
+    """What the roofline expects a row's collectives to be: kind to bytes of their results.
+
+    As in the program's text, where both branches of a condition are counted: AuxK's gathers values,
+    sums a second reconstruction, and with the fused update gathers everything for twice the tokens.
+    """
+    model = MODELS[found["model"]]
+    data, latent = found["mesh"]
+    k, tokens = found["active"], found["tokens"]
+    k_aux = TrainConfig.k_aux
+    sizes = model.d_model, found["latents"], k, tokens, data, latent, found["update"]
+    sent = exchanges.sae(*sizes)
+    within, over = sent["latent"], sent["data"]
+    gathered = within.gathered * (1 + k_aux / k)
+    reduced = exchanges.capture(model, tokens / data, latent).reduced + 2 * within.reduced
+    over = exchanges.Results(3 * over.gathered, over.reduced)
+    if parse_target(found["target"]).count > 1:  # `data` crosses the slices
+        return {"all-gather": gathered, "all-reduce": reduced, "recv-done": sum(over)}
+    return {"all-gather": gathered + over.gathered, "all-reduce": reduced + over.reduced}
+
+
+COMPARED = ("all-gather", "all-reduce", "recv-done")
+COMPARED_HEADER = (
+    "| target | data × latent | model | latents | tokens | update | "
+    + " | ".join(f"{kind}: counted, compiled" for kind in COMPARED)
+    + f" |\n|{'---|' * (6 + len(COMPARED))}"
+)
+
+
+def comparison(kept: list[dict[str, Any]]) -> str:
+    """How far the roofline's bytes are those of the compiled programs: a sentence and a table."""
+    ratios, rows = [], []
+    for found in kept:
+        if found["model"] is None or "collectives" not in found:
+            continue
+        expected, cells = counted(found), []
+        for kind in COMPARED:
+            compiled = found["collectives"].get(kind, {"bytes": 0})["bytes"]
+            cells.append(f"{expected.get(kind, 0) / GIB:.2f}, {compiled / GIB:.2f}")
+            if compiled:
+                ratios.append((expected.get(kind, 0) / compiled, kind, found["update"]))
+        rows.append(f"| {' | '.join([*_names(found), *cells])} |")
+    close = sum(abs(ratio - 1) < 0.01 for ratio, *_ in ratios)
+    others = sorted({(k, u, f"{ratio:.2f}") for ratio, k, u in ratios if abs(ratio - 1) >= 0.01})
+    said = f"Of {len(ratios)} sizes in {len(rows)} programs {close} agree within 1 %."
+    if others:
+        listed = ", ".join(f"{kind} ({update}) {ratio}" for kind, update, ratio in others)
+        said += f" Counted over compiled, of the others: {listed}."
+    return "\n".join(["", said, "", COMPARED_HEADER, *rows, ""])
+
+
+def _kept() -> list[dict[str, Any]]:
+    return json.loads(KEPT.read_text()) if KEPT.exists() else []
+
+
 def main(_):
     """Compiles every case; the table goes to stdout, JSON to stderr."""
     if importlib.util.find_spec("libtpu") is None:
@@ -398,11 +451,13 @@ def main(_):
         misses += not found["fits"]
         print(json.dumps(found), file=sys.stderr, flush=True)
         print(row(found), flush=True)
-        if TABLE.value:
-            kept = merged(json.loads(KEPT.read_text()) if KEPT.exists() else [], [found])
+        if size_flags.TABLE.value:
+            kept = merged(_kept(), [found])
             with files.atomic(KEPT) as partial:
                 partial.write_text(json.dumps(kept, indent=1) + "\n")
-            files.replace_between(README, BEGIN, END, table(kept))
+    if size_flags.TABLE.value:
+        files.replace_between(README, BEGIN, END, table(_kept()))
+        files.replace_between(README, BEGIN_COMPARED, END_COMPARED, comparison(_kept()))
     if misses:
         raise UserError(
             f"Of {len(cases)} cases {misses} do not fit or took too long to compile; give more "

@@ -1,7 +1,9 @@
 """Collectives of a compiled program, read from its text: kind, how often, how many bytes."""
 
 import dataclasses
+import functools
 import re
+from collections import Counter
 
 _KINDS = (
     "all-gather",
@@ -33,6 +35,7 @@ _SHAPE = re.compile(r"\b([a-z]+[0-9]+|pred)\[([0-9,]*)\]")
 _CALLED = re.compile(
     r"\b(to_apply|calls|body|condition|\w*computations?)=(?:\{([^}]*)\}|(%[\w.\-]+))"
 )
+_BRANCHES = ("true_computation", "false_computation", "branch_computations")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -49,12 +52,13 @@ class Collective:
     bytes: int
 
 
-def collectives(text: str, unknown_trips: int) -> dict[str, Collective]:
-    """Kind to what a step does of it; loops are multiplied out, branches taken to be taken.
+def collectives(text: str, unknown_trips: int, *, least: bool = False) -> dict[str, Collective]:
+    """Kind to what a step does of it; loops are multiplied out.
 
     Args:
       text: `compiled.as_text()`.
       unknown_trips: how often a loop runs whose number of rounds is data.
+      least: count that branch of a condition which sends the least, and not all of them.
     """
     computations: dict[str, list[str]] = {}
     entry = name = ""
@@ -67,9 +71,9 @@ def collectives(text: str, unknown_trips: int) -> dict[str, Collective]:
         elif line.startswith("  ") and name:
             computations[name].append(line)
 
-    found: dict[str, list[int]] = {}
-
-    def visit(computation: str, times: int) -> None:
+    @functools.cache
+    def inside(computation: str) -> Counter[tuple[str, str]]:
+        found: Counter[tuple[str, str]] = Counter()
         for line in computations.get(computation, []):
             result, _, operation = line.partition(" = ")
             # A collective that runs beside products is written down where it starts, in each
@@ -79,20 +83,32 @@ def collectives(text: str, unknown_trips: int) -> dict[str, Collective]:
             for kind in _KINDS:
                 # The asynchronous pair is counted where it ends, whose shape is the result's.
                 if re.search(rf" {kind}(?:-done)?\(", operation):
-                    shape = re.split(rf" {kind}", operation)[0]
-                    total = found.setdefault(kind, [0, 0])
-                    total[0] += times
-                    total[1] += times * _size(shape)
+                    found[kind, "count"] += 1
+                    found[kind, "bytes"] += _size(re.split(rf" {kind}", operation)[0])
             known = _TRIPS.search(operation)
             rounds = int(known.group(1)) if known else unknown_trips
+            branches = []
             for how, several, one in _CALLED.findall(operation):
-                trips = rounds if how in ("body", "condition") else 1
                 for called in (several or one).replace("%", "").split(", "):
-                    if not called.startswith("async_collective_fusion"):
-                        visit(called, times * trips)
+                    if called.startswith("async_collective_fusion"):
+                        continue
+                    if how in _BRANCHES:
+                        branches.append(inside(called))
+                        continue
+                    for key, number in inside(called).items():
+                        found[key] += number * (rounds if how in ("body", "condition") else 1)
+            for branch in [min(branches, key=_sent)] if least and branches else branches:
+                found += branch
+        return found
 
-    visit(entry, 1)
-    return {kind: Collective(*total) for kind, total in sorted(found.items())}
+    found = inside(entry)
+    kinds = sorted({kind for kind, _ in found})
+    return {kind: Collective(found[kind, "count"], found[kind, "bytes"]) for kind in kinds}
+
+
+def _sent(found: Counter[tuple[str, str]]) -> int:
+    """Bytes of all kinds."""
+    return sum(number for (_, what), number in found.items() if what == "bytes")
 
 
 def _size(shapes: str) -> int:

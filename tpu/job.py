@@ -27,7 +27,8 @@ class Job:
       slices: what it runs on.
       image: the container image.
       train: arguments of `experiments.train_sae`.
-      nfs: server:/share of a network file system that every host sees at `SHARED`.
+      nfs: server:/share of a network file system that every host sees at `SHARED`; not needed
+        where everything that is written goes to a bucket (`gs://`).
       coordinator_port: of JAX's coordinator.
       start_timeout: seconds that a process waits for the others.
       heartbeat_timeout: seconds of silence after which a process is given up.
@@ -71,22 +72,34 @@ class Job:
             raise UserError(f"The share {self.nfs!r} is no server:/share; give 10.0.0.2:/share.")
         if option(self.train, "config") is None or option(self.train, "corpus") is None:
             raise UserError("The training command lacks --config or --corpus; add them to --train.")
-        out = option(self.train, "out") or ""
-        if out.startswith("gs://"):
+        self._check_places()
+
+    def _check_places(self) -> None:
+        """Refuses what would lie on one host's own disk, unseen by the others and lost with it."""
+        places = {name: option(self.train, name) or "" for name in ("out", "store", "artefact")}
+        if self.nfs is None and any(f"{SHARED}/" in word for word in self.train):
             raise UserError(
-                f"The run's folder {out} is in a bucket and the trainer writes to folders; give "
-                f"--nfs and a folder such as {SHARED}/runs/{self.name}."
+                f"The training command names {SHARED}, and there is no share; give --nfs."
             )
-        if not (self.nfs and out.startswith(f"{SHARED}/")):
-            raise UserError(
-                f"The run's folder {out or '(none)'!r} ends with its host and is not seen by the "
-                f"others; give --nfs and --out {SHARED}/runs/{self.name} in --train."
-            )
+        bucket = f"gs://BUCKET/{self.name}"
+        for name, place in places.items():
+            seen = place.startswith(("gs://", f"{SHARED}/"))
+            # The store's default is in the cache, which lies on the share if there is one; the
+            # artefact's is in --out.
+            default = not place and (name == "artefact" or (name == "store" and self.nfs))
+            if not (seen or default):
+                raise UserError(
+                    f"The folder --{name} {place or '(none)'!r} ends with its host and is not seen "
+                    f"by the others; give --{name} {bucket}, or --nfs and a folder of {SHARED}, in "
+                    "--train."
+                )
 
     @property
-    def share(self) -> tuple[str, str]:
-        """Server and path of the network file system."""
-        server, _, path = (self.nfs or "").partition(":")
+    def share(self) -> tuple[str, str] | None:
+        """Server and path of the network file system, if there is one."""
+        if self.nfs is None:
+            return None
+        server, _, path = self.nfs.partition(":")
         return server, path
 
     @property
@@ -94,7 +107,8 @@ class Job:
         """Variables of every process."""
         # JAX's own choice, 8482, is closed by Google Cloud's firewall rule for TPUs:
         # github.com/jax-ml/jax/issues/35905.
-        return {"JAX_COORDINATOR_PORT": str(self.coordinator_port), "EMOJAX_CACHE": _CACHE}
+        port = {"JAX_COORDINATOR_PORT": str(self.coordinator_port)}
+        return port | ({"EMOJAX_CACHE": _CACHE} if self.nfs else {})
 
     @property
     def command(self) -> list[str]:

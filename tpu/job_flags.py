@@ -16,7 +16,7 @@ IMAGE = flags.DEFINE_string("image", None, "Container image (see tpu/Dockerfile)
 TRAIN = flags.DEFINE_string(
     "train", None, "Arguments of experiments.train_sae, in one string.", required=True
 )
-NFS = flags.DEFINE_string("nfs", None, f"server:/share, mounted at {SHARED} on every host.")
+NFS = flags.DEFINE_string("nfs", None, f"server:/share, if one is to be {SHARED} on every host.")
 PORT = flags.DEFINE_integer("coordinator_port", 8476, "Port of JAX's coordinator.")
 START = flags.DEFINE_integer("start_timeout", 1800, "Seconds to wait for all hosts.")
 HEARTBEAT = flags.DEFINE_integer("heartbeat_timeout", 100, "Seconds until a silent host is lost.")

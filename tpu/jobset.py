@@ -1,8 +1,8 @@
 """Runs a job on GKE as a JobSet: one Job per slice, one pod per VM.
 
     python -m tpu.jobset --name sae --tpu v5e --chips 16 --slices 2 --image IMAGE \
-      --nfs 10.0.0.2:/share --train "--config configs/gemma3_270m.py \
-      --corpus en=/shared/en.txt.gz,zh=/shared/zh.txt.gz --out /shared/runs/sae \
+      --train "--config configs/gemma3_270m.py \
+      --corpus en=corpora/en.txt.gz,zh=corpora/zh.txt.gz --out gs://B/sae --store gs://B/store \
       --set train.data_shards=4 --set train.latent_shards=8" --dry_run
 
 prints the manifest; without --dry_run it goes to `kubectl apply`. The cluster needs the JobSet
@@ -43,7 +43,13 @@ def manifest(job: Job, namespace: str, service_account: str) -> dict[str, Any]:
     if job.reservation:
         selector["cloud.google.com/reservation-name"] = job.reservation
     chips = {"google.com/tpu": slices.chips_per_host}
-    server, path = job.share
+    # The 64 MiB of /dev/shm that a container has are too few for libtpu.
+    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
+    if job.share:
+        server, path = job.share
+        volumes.append({"name": "shared", "nfs": {"server": server, "path": path}})
+        mounts.append({"name": "shared", "mountPath": SHARED})
     container = {
         "name": "train",
         "image": job.image,
@@ -51,11 +57,8 @@ def manifest(job: Job, namespace: str, service_account: str) -> dict[str, Any]:
         "args": job.command,
         "env": [{"name": name, "value": value} for name, value in job.environment.items()],
         "ports": [{"containerPort": job.coordinator_port}],
-        "resources": {"requests": chips, "limits": chips},
-        "volumeMounts": [
-            {"name": "shared", "mountPath": SHARED},
-            {"name": "shm", "mountPath": "/dev/shm"},
-        ],
+        "resources": {"requests": chips, "limits": dict(chips)},
+        "volumeMounts": mounts,
     }
     pod = {
         "serviceAccountName": service_account,
@@ -66,11 +69,7 @@ def manifest(job: Job, namespace: str, service_account: str) -> dict[str, Any]:
         "nodeSelector": selector,
         "tolerations": tolerations,
         "containers": [container],
-        "volumes": [
-            {"name": "shared", "nfs": {"server": server, "path": path}},
-            # The 64 MiB of /dev/shm that a container has are too few for libtpu.
-            {"name": "shm", "emptyDir": {"medium": "Memory"}},
-        ],
+        "volumes": volumes,
     }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",

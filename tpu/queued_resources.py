@@ -1,8 +1,8 @@
 """Runs a job on TPU VMs of its own: asks for them, waits, and starts a container on every VM.
 
     python -m tpu.queued_resources --project P --zone us-west4-a --name sae --tpu v5e --chips 16 \
-      --image IMAGE --nfs 10.0.0.2:/share --train "--config configs/gemma3_270m.py \
-      --corpus en=/shared/en.txt.gz,zh=/shared/zh.txt.gz --out /shared/runs/sae \
+      --image IMAGE --train "--config configs/gemma3_270m.py \
+      --corpus en=corpora/en.txt.gz,zh=corpora/zh.txt.gz --out gs://B/sae --store gs://B/store \
       --set train.data_shards=4 --set train.latent_shards=4" --dry_run
 
 prints the commands, in order. Without --dry_run it runs them. The container runs on without this
@@ -85,17 +85,18 @@ def steps(job: Job, project: str, zone: str, valid_for: str) -> Iterator[Step]:
 
 
 def prepare(job: Job) -> str:
-    """What every VM does once: mount the share, fetch the image."""
-    return " && ".join(
-        (
-            "sudo apt-get update -qq",
-            "sudo apt-get install -y -qq nfs-common",
-            f"sudo mkdir -p {SHARED}",
-            f"(mountpoint -q {SHARED} || sudo mount -t nfs {shlex.quote(job.nfs or '')} {SHARED})",
-            f"sudo gcloud auth configure-docker --quiet {shlex.quote(job.image.split('/')[0])}",
-            f"sudo docker pull {shlex.quote(job.image)}",
-        )
-    )
+    """What every VM does once: mount the share if there is one, fetch the image."""
+    share = [
+        "sudo apt-get update -qq",
+        "sudo apt-get install -y -qq nfs-common",
+        f"sudo mkdir -p {SHARED}",
+        f"(mountpoint -q {SHARED} || sudo mount -t nfs {shlex.quote(job.nfs or '')} {SHARED})",
+    ]
+    image = [
+        f"sudo gcloud auth configure-docker --quiet {shlex.quote(job.image.split('/')[0])}",
+        f"sudo docker pull {shlex.quote(job.image)}",
+    ]
+    return " && ".join([*(share if job.nfs else []), *image])
 
 
 def start(job: Job) -> str:
@@ -104,7 +105,8 @@ def start(job: Job) -> str:
     restarts = f"on-failure:{job.max_restarts}" if job.max_restarts else "no"
     container = [
         *("sudo", "docker", "run", "--detach", "--name=train"),
-        *("--privileged", "--network=host", "--shm-size=16g", f"--volume={SHARED}:{SHARED}"),
+        *("--privileged", "--network=host", "--shm-size=16g"),
+        *([f"--volume={SHARED}:{SHARED}"] if job.nfs else []),
         f"--restart={restarts}",
         f"--stop-timeout={job.grace}",
         *environment,

@@ -1,7 +1,8 @@
 """How long a training step takes on 8 to 4,096 chips, by a roofline: a model, not a measurement.
 
     python -m tpu.step_time [--tpus v5e,v5p,v6e,tpu7x] [--models gemma2_9b,llama31_8b] \
-      [--latents 131072,1048576] [--batch_tokens 131072] [--products 6] [--updates fused,optax]
+      [--latents 131072,1048576] [--batch_tokens 131072] [--products 6] [--updates fused,optax] \
+      [--table]
 
 A step is capture, then one step of a TopK autoencoder. Each is as long as the slowest of four
 things that overlap perfectly: arithmetic, memory, links within a slice (ICI), network between
@@ -13,19 +14,20 @@ program does not reach, so that these are lower bounds.
 
 The trainer's two updates (`emojax/sae/step.py`) differ in what goes over the mesh axis `data`.
 Fused: every chip gets the inputs, slopes and codes of all tokens, and updates its own rows from
-them, so that three of the six products are not shared over `data`. optax: all products are, and the
-gradients of both matrices are summed. The faster one is taken; with one shard of tokens they are
-the same.
+them, so that three of the products are not shared over `data`, and makes one product less. optax:
+all six products are shared, and the gradients of both matrices are summed. The faster one is taken.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 from absl import flags
 
+from emojax import files
 from emojax.errors import UserError, run
-from tpu import size_flags
+from tpu import exchanges, size_flags
 from tpu.chips import CHIPS, Chip
 from tpu.models import MODELS, Model
 
@@ -41,6 +43,12 @@ UPDATE = flags.DEFINE_list(
     "updates", list(UPDATES), "How rows may be updated; the faster is taken."
 )
 
+
+README = Path("tpu/README.md")
+MARKS = {
+    6: ("<!-- python -m tpu.step_time --context 1024 --table: 6 -->", "<!-- end of 6 -->"),
+    1: ("<!-- python -m tpu.step_time --context 1024 --table: 1 -->", "<!-- end of 1 -->"),
+}
 COUNTS = tuple(2**i for i in range(3, 13))
 SUMMARY_COUNTS = (8, 64, 512, 4096)
 # Seconds of one hop between neighbours (jax-ml.github.io/scaling-book/tpus).
@@ -48,9 +56,6 @@ HOP = 1e-6
 # Share of the memory that weights and state may take; the rest is for what a step makes.
 STATE_SHARE = 0.6
 TERMS = ("arithmetic", "memory", "ICI", "DCN", "latency")
-# Of the six products, those that a fused update makes for the tokens of all shards: the gradients
-# of the codes and of both matrices.
-ROW_PRODUCTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +171,8 @@ def capture_cost(work: Work, chip: Chip, slices: int, groups: int, t: int, gathe
 
     Arithmetic: 2 FLOPs a weight and token, and 4·context·heads a token for attention, of which the
     causal half is not saved. Memory: the weights once, and per layer eight passes over the residual
-    stream. ICI within a group: two all-reduces a layer, each 2·(1 - 1/t) of the group's
-    activations; over groups: the weights, if gathered.
+    stream. ICI within a group: two all-reduces a layer and one of the embedding, each
+    2·(1 - 1/t) of the group's activations; over groups: the weights, if gathered.
     """
     model = work.model
     weights = model.layers * model.layer_params
@@ -175,8 +180,8 @@ def capture_cost(work: Work, chip: Chip, slices: int, groups: int, t: int, gathe
     flops = work.tokens * (2 * weights + attention) / (groups * t)
     stream = work.tokens / groups * model.d_model * 2
     moved = 2 * weights / t * (2 if gathered else 1) + 8 * model.layers * stream / t
-    sent = model.layers * 2 * 2 * (1 - 1 / t) * stream
-    hops = model.layers * 2 * (t > 1) * _hops(chip, t)
+    sent = 2 * (1 - 1 / t) * exchanges.capture(model, work.tokens / groups, t).reduced
+    hops = (2 * model.layers + 1) * (t > 1) * _hops(chip, t)
     if gathered:
         within = groups // slices
         sent += 2 * weights / t * (1 - 1 / within)
@@ -184,28 +189,34 @@ def capture_cost(work: Work, chip: Chip, slices: int, groups: int, t: int, gathe
     return Cost(flops / chip.flops, moved / chip.hbm_rate, sent / chip.ici_rate, 0.0, hops * HOP)
 
 
-def sae_cost(work: Work, chip: Chip, chips: int, data: int, across: str, update: str) -> Cost:
+def sae_cost(
+    work: Work, chip: Chip, chips: int, data: int, across: str, update: str, *, aligned: bool
+) -> Cost:
     """A step with latents sharded.
 
     Per chip, with B/data tokens and n/latent latents. Memory: per product the chip's codes written
     and read in float32, and its matrix once; Adam reads and writes weights, moments and gradients
     (32 bytes a parameter). Links, all of float32 as the trainer's are: over `latent` all-gather of
-    x and of k values from every shard, all-reduce of x̂; over `data`, fused, all-gather of x, of x̂'s
-    gradient and of the codes, with optax all-reduce of both gradients.
+    k values from every shard, all-reduce of x̂, and all-gather of x where it is not `aligned`, which
+    is where capture splits the rows otherwise; over `data`, fused, all-gather of x, of x̂'s gradient
+    and of the codes, with optax all-reduce of both gradients.
     """
     latent = chips // data
     slices = slices_of(chip, chips)
     tokens, rows = work.tokens / data, work.latents / latent
     d, k = work.model.d_model, work.active
     matrix = rows * d
-    # What is no dense product touches k rows a token, spread over the shards.
-    dense = min(ROW_PRODUCTS, max(0, work.products - (6 - ROW_PRODUCTS)))
+    # Products of the chip's own tokens, and those that a fused update makes for the tokens of all.
+    # A fused update makes none for the input's gradient: b_dec needs its sum over tokens alone.
+    own = [min(work.products, 3), 3 - min(work.products, 3)]
+    own[0 if own[0] == 3 else 1] -= update == "fused"
+    wide = [max(0, work.products - 3), 3 - max(0, work.products - 3)]
     seen = work.tokens if update == "fused" else tokens
-    products = (work.products - dense) * tokens + dense * seen
-    sparse = (6 - work.products - ROW_PRODUCTS + dense) * tokens + (ROW_PRODUCTS - dense) * seen
+    # Dense ones, and those that touch k rows a token, spread over the shards.
+    products, sparse = (own[i] * tokens + wide[i] * seen for i in (0, 1))
     sparse *= k * d / latent
     flops = 2 * products * matrix + 2 * sparse
-    moved = 4 * work.products * matrix + 8 * products * rows + 4 * sparse + 32 * 2 * matrix
+    moved = 4 * (own[0] + wide[0]) * matrix + 8 * products * rows + 4 * sparse + 32 * 2 * matrix
     moved += 4 * tokens * (k * latent + 8 * d)
 
     def over(axis: str, size: int, gathered: float, reduced: float) -> tuple[float, float, float]:
@@ -217,12 +228,11 @@ def sae_cost(work: Work, chip: Chip, chips: int, data: int, across: str, update:
         dcn = (gathered + 2 * reduced) / within * (1 - 1 / apart)
         return ici, dcn, 3 * (size > 1) * _hops(chip, within)
 
-    x = 4 * tokens * d
-    ici_latent, dcn_latent, hops_latent = over("latent", latent, x + 4 * tokens * k * latent, x)
-    if update == "fused":
-        ici_data, dcn_data, hops_data = over("data", data, 8 * work.tokens * (d + k), 0.0)
-    else:
-        ici_data, dcn_data, hops_data = over("data", data, 0.0, 4 * 2 * matrix)
+    sent = exchanges.sae(d, work.latents, k, work.tokens, data, latent, update)
+    x = 0 if aligned else 4 * tokens * d
+    gathered, reduced = sent["latent"]
+    ici_latent, dcn_latent, hops_latent = over("latent", latent, x + gathered, reduced)
+    ici_data, dcn_data, hops_data = over("data", data, *sent["data"])
     return Cost(
         flops / chip.flops,
         moved / chip.hbm_rate,
@@ -274,8 +284,18 @@ def plans(work: Work, chip: Chip, chips: int) -> Iterator[Plan]:
         size = {"data": data, "latent": chips // data, "": slices}[across]
         if work.tokens % data or work.latents % (chips // data) or size < slices:
             continue
-        sae.append((data, across, update, sae_cost(work, chip, chips, data, across, update)))
-    for (groups, t, gathered, read), (data, across, update, step) in itertools.product(lm, sae):
+        sae += [
+            (
+                *(data, across, update, aligned),
+                sae_cost(work, chip, chips, data, across, update, aligned=aligned),
+            )
+            for aligned in (False, True)
+        ]
+    for (groups, t, gathered, read), (data, across, update, aligned, step) in itertools.product(
+        lm, sae
+    ):
+        if aligned != ((groups, t) == (data, chips // data)):
+            continue
         plan = Plan(groups, t, gathered, data, chips // data, across, update, read, step)
         if state_bytes(work, chip, chips, plan) <= STATE_SHARE * chip.hbm_bytes:
             yield plan
@@ -319,7 +339,7 @@ def report(tpu: str, name: str, work: Work) -> str:
         lines.append(
             f"| {count:,} | {slices} | {1e3 * plan.capture.seconds:.1f} | "
             f"{1e3 * plan.sae.seconds:.1f} | {rate:.2f} | {split} | "
-            f"{plan.update if plan.data > 1 else '–'} | {plan.dominant} |"
+            f"{plan.update} | {plan.dominant} |"
         )
     return "\n".join([*lines, "", f"{verdict(found, stop)}."])
 
@@ -352,6 +372,13 @@ def summary(tpu: str, name: str, work: Work) -> str:
     return f"| {' | '.join([name, f'{work.latents:,}', tpu, *rates, stops, why])} |"
 
 
+def summaries(works: list[tuple[str, str, Work]]) -> str:
+    """The table of `summary`."""
+    counts = " | ".join(f"{count:,} chips" for count in SUMMARY_COUNTS)
+    header = f"| model | latents | TPU | {counts} | stops at | in the way |\n|{'---|' * 9}"
+    return "\n".join([header, *(summary(*work) for work in works)])
+
+
 def main(_):
     """Prints a table for every TPU, model and dictionary that is asked for."""
     for flag, known in ((TPUS, CHIPS), (size_flags.MODELS, MODELS)):
@@ -361,23 +388,31 @@ def main(_):
     for latents in size_flags.LATENTS.value:
         if not latents.isdigit():
             raise UserError(f"The number of latents {latents!r} is no number; give 131072.")
-    active, context = size_flags.ACTIVE.value, size_flags.CONTEXT.value
     print(
         "Roofline from published peaks; nothing was run on a TPU. "
-        f"{BATCH.value:,} tokens a step, rows of {context}, k = {active}, "
+        f"{BATCH.value:,} tokens a step, rows of {size_flags.CONTEXT.value}, "
+        f"k = {size_flags.ACTIVE.value}, "
         f"{PRODUCTS.value} dense products."
     )
-    rows = []
-    kinds = size_flags.MODELS.value, size_flags.LATENTS.value, TPUS.value
-    for name, latents, tpu in itertools.product(*kinds):
-        sizes = int(latents), active, BATCH.value, context, PRODUCTS.value
-        work = Work(MODELS[name], *sizes, tuple(UPDATE.value))
-        print(f"\n{report(tpu, name, work)}")
-        rows.append(summary(tpu, name, work))
-    counts = " | ".join(f"{count:,} chips" for count in SUMMARY_COUNTS)
-    print("\n### M tokens/s, and where it stops scaling\n")
-    print(f"| model | latents | TPU | {counts} | stops at | in the way |\n|{'---|' * 9}")
-    print("\n".join(rows))
+    works = [
+        (tpu, name, _work(name, int(latents), PRODUCTS.value))
+        for name, latents, tpu in itertools.product(
+            size_flags.MODELS.value, size_flags.LATENTS.value, TPUS.value
+        )
+    ]
+    for work in works:
+        print(f"\n{report(*work)}")
+    print(f"\n### M tokens/s, and where it stops scaling\n\n{summaries(works)}")
+    if size_flags.TABLE.value:
+        for products, (begin, end) in MARKS.items():
+            anew = [(tpu, name, _work(name, work.latents, products)) for tpu, name, work in works]
+            files.replace_between(README, begin, end, f"\n{summaries(anew)}\n")
+
+
+def _work(name: str, latents: int, products: int) -> Work:
+    active, context = size_flags.ACTIVE.value, size_flags.CONTEXT.value
+    sizes = latents, active, BATCH.value, context, products
+    return Work(MODELS[name], *sizes, tuple(UPDATE.value))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Runs a job with xpk, which makes the JobSet itself.
 
     python -m tpu.xpk --project P --zone us-west4-a --cluster C --name sae --tpu v5e --chips 16 \
-      --image IMAGE --nfs 10.0.0.2:/share --train "--config configs/gemma3_270m.py \
-      --corpus en=/shared/en.txt.gz,zh=/shared/zh.txt.gz --out /shared/runs/sae \
+      --image IMAGE --train "--config configs/gemma3_270m.py \
+      --corpus en=corpora/en.txt.gz,zh=corpora/zh.txt.gz --out gs://B/sae --store gs://B/store \
       --set train.data_shards=4 --set train.latent_shards=4" --dry_run
 
 prints the command. With --create_cluster the cluster is made first. xpk forwards SIGTERM itself.
@@ -40,15 +40,15 @@ def cluster_command(job: Job, project: str, zone: str, cluster: str) -> list[str
 def workload_command(job: Job, project: str, zone: str, cluster: str) -> list[str]:
     """Submits the job.
 
-    A pod of xpk runs a shell, which mounts the share (its containers are privileged) and then
-    becomes Python.
+    A pod of xpk runs a shell, which mounts the share if there is one (its containers are
+    privileged) and then becomes Python.
     """
     mount = [
         f"mkdir -p {SHARED}",
         f"mount -t nfs -o nolock {shlex.quote(job.nfs or '')} {SHARED}",
-        # `exec`: what xpk's trap signals is then Python and not the shell around it.
-        f"exec {shlex.join(job.command)}",
     ]
+    # `exec`: what xpk's trap signals is then Python and not the shell around it.
+    shell = [*(mount if job.nfs else []), f"exec {shlex.join(job.command)}"]
     return [
         *("xpk", "workload", "create", f"--workload={job.name}", f"--cluster={cluster}"),
         f"--project={project}",
@@ -59,7 +59,7 @@ def workload_command(job: Job, project: str, zone: str, cluster: str) -> list[st
         f"--max-restarts={job.max_restarts}",
         f"--termination-grace-period-seconds={job.grace}",
         *(f"--env={name}={value}" for name, value in job.environment.items()),
-        f"--command={' && '.join(mount)}",
+        f"--command={' && '.join(shell)}",
     ]
 
 

@@ -34,8 +34,51 @@ ADAM = RowAdam(b1=0.9, b2=0.999, eps=6.25e-10)
 CUTOFF_DECAY = 0.99
 
 
-def is_fused(config: SaeConfig, settings: TrainConfig) -> bool:
-    """Which of the two it is.
+# With memory's rate as the unit: how many times as slow the links between devices are, and how many
+# FLOPs take as long as one byte. Published peaks: an H100 (float32 as TF32, NVLink one way), TPU
+# v5e (bfloat16, ICI). Several CPU devices share the memory.
+RATES = {"gpu": (7.4, 148.0), "tpu": (4.1, 240.0)}
+
+
+def fused_moves_less(
+    platform: str, tokens: int, slots: int, rows: int, d_model: int, data_shards: int
+) -> bool:
+    """Whether a step's fused update costs a device less than optax's, by what each moves.
+
+    Both stream every row once, since Adam's moments move rows that no token touches too, and both
+    make the products of a device's own tokens. Beyond that:
+
+    * fused receives the inputs and slopes of the other shards' tokens, and makes three products
+      with them;
+    * optax sums the gradients of both matrices over the shards (each row travels twice), and makes
+      the gradient of the input, a product of its own tokens, of which b_dec needs the sum alone.
+
+    A product touches its rows for every slot of a code on a CPU, once to read and twice to add;
+    elsewhere XLA multiplies densely, through codes `[tokens, rows]`. Dead latents are left out.
+
+    Args:
+      platform: of the devices, as JAX calls it.
+      tokens: of the whole batch.
+      slots: of a token's code.
+      rows: of the dictionary that a device holds.
+      d_model: width of a row.
+      data_shards: over which the tokens are split.
+    """
+    row = 4 * d_model
+    if platform == "cpu":
+        link, read, add = 1.0, slots * row, 2 * slots * row
+    else:
+        link, flops = RATES.get(platform, RATES["gpu"])
+        read = add = rows * (8 + 2 * d_model / flops)
+    own = tokens / data_shards
+    others = tokens - own
+    fused = others * (2 * link * row + read + 2 * add)
+    optax = own * read + (1 - 1 / data_shards) * 4 * rows * link * row
+    return fused < optax
+
+
+def is_fused(config: SaeConfig, settings: TrainConfig, platform: str) -> bool:
+    """Which of the two it is; `auto` takes what moves less.
 
     Raises:
       UserError: "fused" is asked for where codes are dense.
@@ -46,9 +89,19 @@ def is_fused(config: SaeConfig, settings: TrainConfig) -> bool:
             f"The fused update is for sparse codes, and {config.architecture} trains with dense "
             "ones; set train.update to auto."
         )
-    sparse = objective.codes is not None
-    return settings.update == "fused" or (
-        settings.update == "auto" and sparse and objective.one_term
+    if settings.update != "auto":
+        return settings.update == "fused"
+    return (
+        objective.codes is not None
+        and objective.one_term
+        and fused_moves_less(
+            platform,
+            settings.batch_tokens,
+            config.slots,
+            config.n_latents // settings.latent_shards,
+            config.d_model,
+            settings.data_shards,
+        )
     )
 
 
@@ -71,7 +124,8 @@ def train_step(
         warmth=schedule.warmth(settings, steps)(state.step),
     )
     rate = schedule.learning_rate(settings, config.n_latents, steps)(state.step)
-    update = fused_update if is_fused(config, settings) else optax_update
+    fused = is_fused(config, settings, mesh.devices.flat[0].platform)
+    update = fused_update if fused else optax_update
     parts: Any = (P("data"), P("data"), P(), P("latent"), P())
     trained = (state.params, state.mu, state.nu)
     # Kernels need check_vma off: JAX cannot see what of their output varies over the mesh.

@@ -26,7 +26,8 @@ class TrainConfig:
       bandwidth: width of the kernel of JumpReLU's straight-through gradients, in scaled units.
       ema_decay: the result is a running mean of the weights with this decay; 0: the last weights.
       update: "fused" (`emojax_kernels.fused_row_update`, where codes are sparse), "optax" (the
-        plain reference) or "auto": whichever `benchmarks.sae_update` found faster.
+        plain reference) or "auto": what moves fewer bytes (`emojax.sae.step.fused_moves_less`),
+        which is fused with one shard of tokens, and optax with several unless tokens are few.
       seed: of the order of the activations, stored or drawn from a stream's buffer.
       log_every: steps between two lines of the log.
       checkpoint_every: steps between two checkpoints.

@@ -58,7 +58,7 @@ def train(
       KeyboardInterrupt: a signal came; everything is saved.
     """
     _check_fits(config, source)
-    is_fused(config, settings)
+    is_fused(config, settings, jax.default_backend())
     mesh = states.make_mesh(settings, config.n_latents)
     per_epoch = source.steps_per_epoch(settings.batch_tokens)
     steps = settings.epochs * per_epoch

@@ -8,12 +8,15 @@ import sys
 import pytest
 
 from emojax.errors import UserError
+from tpu import exchanges
 from tpu.chips import Slices
 from tpu.compile_check import (
     KEPT,
     README,
     Case,
     check_within,
+    comparison,
+    counted,
     merged,
     named,
     parse_target,
@@ -97,7 +100,7 @@ def test_a_case_that_takes_too_long_is_given_up_and_named():
     found = check_within(0, CASE)
     assert not found["fits"]
     assert row(found) == (
-        "| v5e-16x2 | 2×16 | llama31_8b | 131,072 | 131,072 | fused | – | – | – | 16.0 "
+        "| v5e-16x2 | 2×16 | llama31_8b | 131,072 | 131,072 | optax | – | – | – | 16.0 "
         "| not compiled within 0 s | 0 | not known |"
     )
 
@@ -136,8 +139,32 @@ def test_the_table_holds_the_newest_row_of_each_case_from_small_slices_to_large(
     ]
 
 
-def test_the_readmes_table_is_what_was_kept():
-    assert table(json.loads(KEPT.read_text())) in README.read_text()
+def test_the_readmes_tables_are_what_was_kept():
+    kept, readme = json.loads(KEPT.read_text()), README.read_text()
+    assert table(kept) in readme
+    assert comparison(kept) in readme
+
+
+def test_the_rooflines_bytes_are_those_of_the_compiled_programs():
+    within = 0
+    for found in json.loads(KEPT.read_text()):
+        for kind, size in counted(found).items() if "collectives" in found else ():
+            compiled = found["collectives"][kind]["bytes"]
+            # XLA gathers a fused update's inputs in bfloat16, as the products read them.
+            bfloat16 = (kind, found["update"]) == ("all-gather", "fused") and size > compiled
+            within += not bfloat16
+            assert size == pytest.approx(compiled, rel=0.35 if bfloat16 else 1e-3)
+    assert within > 10
+
+
+def test_an_exchange_by_hand():
+    # 8 tokens on each of two shards, 4 latents of width 4 on each of two; k = 2.
+    optax = exchanges.sae(4, 8, 2, 16, data=2, latent=2, update="optax")
+    assert optax == {"latent": (4 * 8 * 2 * 2, 4 * 8 * 4), "data": (0, 2 * 4 * 4 * 4)}
+    fused = exchanges.sae(4, 8, 2, 16, data=2, latent=2, update="fused")
+    assert fused["data"] == (16 * (2 * 4 * 4 + 2 * 2 * 4), 0)
+    alone = exchanges.sae(4, 8, 2, 16, data=1, latent=1, update="fused")
+    assert set(alone.values()) == {(0, 0)}
 
 
 @pytest.mark.skipif(not WITHOUT_LIBTPU, reason="libtpu is here")

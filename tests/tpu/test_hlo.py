@@ -61,13 +61,17 @@ backend_config={"known_trip_count":{"n":"5"}}
 
 
 def test_loops_fusions_branches_and_pairs_are_each_counted_as_they_run():
-    assert collectives(PROGRAM, unknown_trips=3) == {
+    found = collectives(PROGRAM, unknown_trips=3)
+    assert found == {
         # Eight rounds of 64 bytes, one pair of 32, and one of 8 beside a product.
         "all-gather": Collective(count=10, bytes=8 * 64 + 32 + 8),
         "all-reduce": Collective(count=2, bytes=24 + 8),
         "recv-done": Collective(count=1, bytes=64),
         "reduce-scatter": Collective(count=1, bytes=8),
     }
+    # The other branch sends nothing.
+    del found["reduce-scatter"]
+    assert collectives(PROGRAM, 3, least=True) == found
 
 
 def test_a_program_for_one_device_sends_nothing():

@@ -15,6 +15,7 @@ JOB = Job(
     train=("--config=c.py", "--corpus", "en=/shared/en.txt", "--out", "/shared/runs/sae"),
     nfs="10.0.0.2:/vol1",
 )
+BUCKET = ("--config=c.py", "--corpus=en=corpora/en.txt", "--out=gs://b/run", "--store=gs://b/store")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,14 @@ def test_the_coordinator_listens_where_the_firewall_is_open():
     assert JOB.environment["JAX_COORDINATOR_PORT"] == "8476"
 
 
+def test_a_job_that_writes_to_a_bucket_needs_no_share_and_one_with_a_share_no_store():
+    alone = dataclasses.replace(JOB, train=BUCKET, nfs=None)
+    assert alone.share is None
+    assert "EMOJAX_CACHE" not in alone.environment
+    shared = dataclasses.replace(JOB, train=BUCKET[:-1])
+    assert shared.environment["EMOJAX_CACHE"] == "/shared/cache"
+
+
 def test_options_are_found_in_both_spellings():
     assert option(("--out", "/a"), "out") == option(("--out=/a",), "out") == "/a"
     assert option(("--outer=/a", "--out"), "out") is None
@@ -75,11 +84,13 @@ def test_options_are_found_in_both_spellings():
         ({"max_restarts": -1}, "max_restarts"),
         ({"spot": True, "reservation": "r"}, "drop one"),
         ({"nfs": "10.0.0.2"}, "server:/share"),
-        ({"nfs": None}, "--nfs"),
+        ({"nfs": None}, "no share; give --nfs"),
         ({"train": ("--config=c.py", "--out=/shared/r")}, "--corpus"),
-        ({"train": (*JOB.train[:3], "--out=gs://b/r")}, "bucket"),
         ({"train": (*JOB.train[:3], "--out=/tmp/r")}, "ends with its host"),
-        ({"train": JOB.train[:3]}, "ends with its host"),
+        ({"train": JOB.train[:3]}, r"--out '\(none\)' ends with its host"),
+        ({"train": (*JOB.train, "--store=/tmp/s")}, "--store '/tmp/s' ends with its host"),
+        ({"train": (*JOB.train, "--artefact=a")}, "--artefact 'a' ends with its host"),
+        ({"train": BUCKET[:-1], "nfs": None}, r"--store '\(none\)' ends with its host"),
     ],
 )
 def test_a_job_that_cannot_work_is_refused_in_one_sentence(changes, message):

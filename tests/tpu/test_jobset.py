@@ -1,5 +1,5 @@
 import yaml
-from launches import TRAIN, launch
+from launches import BUCKET, TRAIN, launch
 
 
 def test_dry_run_prints_the_manifest_that_kubectl_would_get():
@@ -44,6 +44,14 @@ def test_dry_run_prints_the_manifest_that_kubectl_would_get():
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert {"name": "JAX_COORDINATOR_PORT", "value": "8476"} in container["env"]
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/shared", "/dev/shm"}
+
+
+def test_a_run_in_a_bucket_mounts_no_share():
+    done = launch("tpu.jobset", "--dry_run", train=BUCKET + "4")
+    (slices,) = yaml.safe_load(done.stdout)["spec"]["replicatedJobs"]
+    pod = slices["template"]["spec"]["template"]["spec"]
+    assert [volume["name"] for volume in pod["volumes"]] == ["shm"]
+    assert [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]] == ["/dev/shm"]
 
 
 def test_a_bad_flag_is_one_sentence_and_nothing_is_sent():

@@ -1,6 +1,6 @@
 import shlex
 
-from launches import TRAIN, launch
+from launches import BUCKET, TRAIN, launch
 
 WHERE = ("--project=p", "--zone=us-west4-a", "--dry_run")
 
@@ -47,8 +47,12 @@ def test_every_slice_is_prepared_before_any_starts():
     assert ["docker run" in command[-1] for command in commands[2:]] == [False] * 4 + [True] * 2
 
 
-def test_a_reservation_goes_by_name():
-    create, *_ = printed(launch("tpu.queued_resources", *WHERE, "--reservation=mine"))
+def test_a_reservation_goes_by_name_and_a_run_in_a_bucket_mounts_nothing():
+    done = launch("tpu.queued_resources", *WHERE, "--reservation=mine", train=BUCKET + "4")
+    create, *_, prepare, start = printed(done)
+    assert "mount" not in prepare[-1]
+    assert "--volume" not in start[-1]
+    assert "--store gs://b/store" in start[-1]
     assert create[:3] == ["gcloud", "alpha", "compute"]
     assert create[-2:] == ["--reserved", "--reservation=mine"]
 

@@ -1,13 +1,17 @@
 import dataclasses
+import itertools
 import subprocess
 import sys
 
 import pytest
 
 from emojax.errors import UserError
+from emojax.sae.step import fused_moves_less
 from tpu.chips import CHIPS
 from tpu.models import MODELS, Model
 from tpu.step_time import (
+    MARKS,
+    README,
     UPDATES,
     Work,
     best,
@@ -16,6 +20,7 @@ from tpu.step_time import (
     scaling,
     slices_of,
     state_bytes,
+    summaries,
 )
 
 # One layer of width 4: q and o 4·8 each, k and v 4·4 each, three MLP matrices 4·10: 216.
@@ -49,7 +54,8 @@ def test_capture_by_hand():
     assert cost.arithmetic == 32 * (432 + 256) / 8
     # A group's 8 tokens are 8 · 4 · 2 = 64 bytes; its weights 432 bytes over two chips.
     assert cost.memory == 432 / 2 + 8 * 64 / 2
-    assert cost.ici == 2 * 2 * (1 / 2) * 64
+    # Three sums: of the embedding, after attention and after the MLP.
+    assert cost.ici == 3 * 2 * (1 / 2) * 64
     assert cost.dcn == 0
 
 
@@ -62,7 +68,7 @@ def test_gathered_weights_travel_and_are_written_before_they_are_read():
 
 
 def test_sae_by_hand():
-    cost = sae_cost(WORK, UNIT, chips=8, data=2, across="", update="optax")
+    cost = sae_cost(WORK, UNIT, chips=8, data=2, across="", update="optax", aligned=False)
     # 16 tokens and 16 latents of width 4 on each chip.
     assert cost.arithmetic == 6 * 2 * 16 * 16 * 4
     products = 6 * (4 * 16 * 4 + 8 * 16 * 16)
@@ -75,34 +81,69 @@ def test_sae_by_hand():
 
 
 def test_a_fused_update_sees_the_tokens_of_all_shards():
-    cost = sae_cost(WORK, UNIT, chips=8, data=2, across="", update="fused")
-    # Three products of the chip's own 16 tokens, three of all 32.
-    assert cost.arithmetic == 3 * 2 * 16 * 16 * 4 + 3 * 2 * 32 * 16 * 4
-    products = 6 * 4 * 16 * 4 + 3 * 8 * 16 * 16 + 3 * 8 * 32 * 16
+    cost = sae_cost(WORK, UNIT, chips=8, data=2, across="", update="fused", aligned=False)
+    # Two products of the chip's own 16 tokens, three of all 32.
+    assert cost.arithmetic == 2 * 2 * 16 * 16 * 4 + 3 * 2 * 32 * 16 * 4
+    products = 5 * 4 * 16 * 4 + 2 * 8 * 16 * 16 + 3 * 8 * 32 * 16
     assert cost.memory == products + 32 * 2 * 16 * 4 + 4 * 16 * (2 * 4 + 8 * 4)
     x, values, tokens = 4 * 16 * 4, 4 * 16 * 2 * 4, 32 * (2 * 4 * 4 + 2 * 4 * 2)
     assert cost.ici == (x + values + 2 * x) * 3 / 4 + tokens * 1 / 2
 
 
-def test_with_one_shard_of_tokens_the_updates_are_one():
-    both = [sae_cost(WORK, UNIT, 8, data=1, across="", update=update) for update in UPDATES]
-    assert both[0] == both[1]
+def test_with_one_shard_of_tokens_a_fused_update_spares_one_product():
+    fused, optax = (
+        sae_cost(WORK, UNIT, 8, data=1, across="", update=update, aligned=False)
+        for update in UPDATES
+    )
+    assert optax.arithmetic - fused.arithmetic == 2 * 32 * 8 * 4
+    assert optax.memory - fused.memory == 4 * 8 * 4 + 8 * 32 * 8
+    assert (fused.ici, fused.latency) == (optax.ici, optax.latency)
+
+
+def test_activations_move_where_capture_splits_the_rows_otherwise():
+    moved, kept = (
+        sae_cost(WORK, UNIT, 8, data=2, across="", update="optax", aligned=aligned)
+        for aligned in (False, True)
+    )
+    assert moved.ici - kept.ici == 4 * 16 * 4 * 3 / 4
+    assert moved.arithmetic == kept.arithmetic
+
+
+@pytest.mark.parametrize(
+    ("tpu", "times"), [("v5e", 1.05), ("v5p", 1.05), ("v6e", 1.05), ("tpu7x", 1.7)]
+)
+def test_what_the_trainer_takes_by_itself_is_near_the_rooflines_choice(tpu, times):
+    chip, taken = CHIPS[tpu], set()
+    for tokens, latents, data in itertools.product((1024, 131072), (2**17, 2**20), (1, 2, 16)):
+        work = Work(MODELS["llama31_8b"], latents, 64, tokens, 512, 6)
+        fused = fused_moves_less("tpu", tokens, 64, latents // (64 // data), 4096, data)
+        costs = {
+            update: sae_cost(work, chip, 64, data, "", update, aligned=True).seconds
+            for update in UPDATES
+        }
+        taken.add(update := "fused" if fused else "optax")
+        assert costs[update] <= times * min(costs.values())
+    assert taken == set(UPDATES)
 
 
 def test_one_dense_product_leaves_k_rows_a_token_for_the_others():
     sparse = dataclasses.replace(WORK, products=1)
-    optax = sae_cost(sparse, UNIT, chips=8, data=2, across="", update="optax")
+    optax = sae_cost(sparse, UNIT, chips=8, data=2, across="", update="optax", aligned=False)
     assert optax.arithmetic == 2 * 16 * 16 * 4 + 2 * 5 * 16 * 2 * 4 / 4
-    fused = sae_cost(sparse, UNIT, chips=8, data=2, across="", update="fused")
-    assert fused.arithmetic == 2 * 16 * 16 * 4 + 2 * (2 * 16 + 3 * 32) * 2 * 4 / 4
+    fused = sae_cost(sparse, UNIT, chips=8, data=2, across="", update="fused", aligned=False)
+    assert fused.arithmetic == 2 * 16 * 16 * 4 + 2 * (16 + 3 * 32) * 2 * 4 / 4
 
 
 def test_slices_talk_over_the_network():
     # Two slices of 256; latents within a slice, so that gradients cross.
-    across_data = sae_cost(WORK, UNIT, chips=512, data=8, across="data", update="optax")
+    across_data = sae_cost(
+        WORK, UNIT, chips=512, data=8, across="data", update="optax", aligned=False
+    )
     # 1 latent of width 4: gradients of 32 bytes, reduced among 4 within a slice first.
     assert across_data.dcn == 2 * 32 / 4 * (1 / 2)
-    across_latent = sae_cost(WORK, UNIT, chips=512, data=8, across="latent", update="optax")
+    across_latent = sae_cost(
+        WORK, UNIT, chips=512, data=8, across="latent", update="optax", aligned=False
+    )
     # 4 tokens: x 64 bytes, 2 values of 64 shards 2048 bytes; 32 chips of a slice share them.
     assert across_latent.dcn == (64 + 2048 + 2 * 64) / 32 * (1 / 2)
 
@@ -174,3 +215,15 @@ def test_the_program_says_what_it_is_and_where_it_stops():
     # A header and ten numbers of chips; a header and one row that sums them up.
     assert done.stdout.count("\n| ") == 1 + 10 + 2
     assert "\nStops scaling at " in done.stdout
+
+
+@pytest.mark.parametrize("products", MARKS)
+def test_the_readmes_tables_are_what_the_program_prints(products):
+    works = [
+        (tpu, name, Work(model, latents, 64, 131072, 1024, products))
+        for (name, model), latents, tpu in itertools.product(
+            MODELS.items(), (131072, 1048576), CHIPS
+        )
+    ]
+    begin, end = MARKS[products]
+    assert f"{begin}\n\n{summaries(works)}\n\n{end}" in README.read_text()

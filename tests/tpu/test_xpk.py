@@ -1,6 +1,6 @@
 import shlex
 
-from launches import TRAIN, launch
+from launches import BUCKET, TRAIN, launch
 
 WHERE = ("--project=p", "--zone=us-west4-a", "--cluster=c", "--dry_run")
 
@@ -28,11 +28,14 @@ def test_dry_run_prints_the_workload():
 
 
 def test_the_cluster_is_made_first_where_asked():
-    done = launch("tpu.xpk", *WHERE, "--create_cluster", "--spot", "--slices=2", train=TRAIN + "8")
+    flags = (*WHERE, "--create_cluster", "--spot", "--slices=2")
+    done = launch("tpu.xpk", *flags, train=BUCKET + "8")
     cluster, workload = map(shlex.split, done.stdout.splitlines())
     assert cluster[:3] == ["xpk", "cluster", "create"]
     assert {"--tpu-type=v5litepod-16", "--num-slices=2", "--spot"} < set(cluster)
     assert workload[:3] == ["xpk", "workload", "create"]
+    # Nothing is mounted where all that is written goes to a bucket.
+    assert workload[-1].startswith("--command=exec python -m experiments.train_sae")
 
 
 def test_a_missing_program_is_named():
