@@ -170,8 +170,9 @@ def _begun(
     positions = checkpoints.positions(int(found.step))
     if positions != [None] * len(positions) and len(positions) != jax.process_count():
         raise UserError(
-            f"The run's text was read by {len(positions)} processes and there are now "
-            f"{jax.process_count()}; go on with as many."
+            f"The text of the run's stream was read by {len(positions)} processes, each its own "
+            f"part, and there are now {jax.process_count()}; go on with {len(positions)} "
+            "(--processes), on any number of devices, or begin anew in another --out."
         )
     source.restore(found.source, positions[jax.process_index() % len(positions)])
     return found.train
