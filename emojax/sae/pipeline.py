@@ -88,7 +88,7 @@ def run_all(
             with files.atomic(out / name / "config.json") as partial:
                 partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     corpus.check_languages([language for language, _ in corpora], data)
-    texts = [corpus.read(language, path) for language, path in corpora]
+    texts = [corpus.read(language, path, hold=not streamed) for language, path in corpora]
     lm = sources.load(first.sae.model)
     for config in configs.values():
         _check_fits(config.sae, lm)
