@@ -6,7 +6,8 @@ Activations are stored first, and read for every pass; `--set activations.stream
 them while the dictionary is trained, and stores none of them. `--sweep sae.layer=6,9,12 --sweep
 train.seed=0,1` trains a dictionary for each of the six combinations, one after another, from one
 capture of all three layers; each gets a folder of its name in --out and --artefact, and one that is
-finished is not trained again. --store may be a `gs://` address.
+finished is not trained again. --out, --artefact and --store may be `gs://` addresses (extra `gcs`),
+which all hosts of a pod see.
 
 With `--distributed` every host runs the same command. On Cloud TPU, GKE and Slurm the hosts find
 each other; elsewhere `--coordinator`, `--processes` and `--process` say who is where.
@@ -21,6 +22,7 @@ from absl import flags
 from emojax import config as configs
 from emojax import distributed
 from emojax.errors import run
+from emojax.files import place
 from emojax.sae import corpus, pipeline
 
 CONFIG = flags.DEFINE_string("config", None, "A file of configs/.", required=True)
@@ -48,13 +50,13 @@ def main(_):
     words = ["python", "-m", "experiments.train_sae", "--config", CONFIG.value]
     words += [word for text in SET.value for word in ("--set", text)]
     words += [word for text in SWEEP.value for word in ("--sweep", text)] + ["--corpus", texts]
-    out = Path(OUT.value or f"runs/train_sae/{Path(CONFIG.value).stem}")
+    out = place(OUT.value or f"runs/train_sae/{Path(CONFIG.value).stem}")
     store = STORE.value
     evaluations = pipeline.run_all(
         configs.sweep(config, SWEEP.value),
         corpora,
         out=out,
-        artefact=Path(ARTEFACT.value) if ARTEFACT.value else out / "artefact",
+        artefact=place(ARTEFACT.value) if ARTEFACT.value else out / "artefact",
         store_dir=Path(store) if store and "://" not in store else store,
         command=shlex.join(words),
     )

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+from etils.epath import testing
 
 from emojax import files
 from emojax.errors import UserError
@@ -71,3 +72,48 @@ def test_sha256_and_cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert files.sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
     monkeypatch.setenv("EMOJAX_CACHE", str(tmp_path))
     assert files.cache_dir() == tmp_path
+
+
+def test_a_place_is_a_path_or_an_address():
+    assert files.place("runs/a") == Path("runs/a")
+    assert not files.is_address(files.place("runs/a"))
+    address = files.place("gs://bucket/runs")
+    assert files.is_address(address)
+    assert str(address / "a" / "run.json") == "gs://bucket/runs/a/run.json"
+    for text in ("memory://bucket/runs", "s3://bucket/runs", "gs://"):
+        with pytest.raises(UserError, match=f"The address {text} cannot be used"):
+            files.place(text)
+
+
+def test_what_works_on_a_disk_works_at_an_address(bucket):
+    """`etils.epath` over a folder in the bucket's place: see `tests/sae/test_bucket.py`."""
+    path = files.writable_dir(bucket / "run") / "result.json"
+    files.require_room(bucket, 1 << 60)
+    with files.atomic(path) as partial:
+        partial.write_text("before")
+    with pytest.raises(ValueError), files.atomic(path) as partial:
+        partial.write_text("half of it")
+        raise ValueError
+    said = r"gs://bucket/run/result\.json could not be written \(Permission denied"
+    with pytest.raises(UserError, match=said), files.atomic(path):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    assert path.read_text() == "before"
+    assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
+    assert files.sha256(path).startswith("6db7d803e74f1ffa")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("install gcsfs"), r"install gcsfs\); run: pip install -e '\.\[gcs\]'"),
+        (PermissionError("Forbidden\nand more"), r"cannot be written to \(Forbidden\); check"),
+        (RuntimeError("no login"), r"cannot be written to \(no login\); check"),
+    ],
+)
+def test_an_address_that_cannot_be_written_to_is_refused_in_one_line(error, said):
+    def fail(*_, **__):
+        raise error
+
+    with testing.mock_epath(makedirs=fail), pytest.raises(UserError, match=said) as refused:
+        files.writable_dir(files.place("gs://bucket/run"))
+    assert "\n" not in str(refused.value)

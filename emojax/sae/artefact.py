@@ -8,7 +8,6 @@ from these.
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
+from safetensors.numpy import load as parsed
 from safetensors.numpy import load_file
 from safetensors.numpy import save as serialised
 
 from emojax.errors import UserError
-from emojax.files import atomic, require_room, sha256, writable_dir
+from emojax.files import Place, atomic, is_address, place, require_room, sha256, writable_dir
 from emojax.lm.model import LanguageModel
 from emojax.sae import card, coder
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
@@ -70,12 +70,12 @@ def _stored(sae: SparseAutoencoder) -> dict[str, np.ndarray]:
 
 
 def save(
-    directory: Path,
+    directory: Place,
     sae: SparseAutoencoder,
     untrained: SparseAutoencoder,
     provenance: Mapping[str, Any],
     evaluation: Mapping[str, Any],
-    training_log: Path,
+    training_log: Place,
 ) -> None:
     """Writes an artefact; `config.json` comes last, so that a folder with one is whole.
 
@@ -93,11 +93,12 @@ def save(
     writable_dir(directory)
     arrays = _stored(sae)
     arrays["b_dec_init"] = np.asarray(untrained.b_dec, np.float32)
-    require_room(directory, sum(a.nbytes for a in arrays.values()) + training_log.stat().st_size)
+    log = training_log.read_bytes()
+    require_room(directory, sum(a.nbytes for a in arrays.values()) + len(log))
     with atomic(directory / "sae.safetensors") as partial:
         partial.write_bytes(serialised(arrays))
     with atomic(directory / "training_log.jsonl") as partial:
-        shutil.copyfile(training_log, partial)
+        partial.write_bytes(log)
     with atomic(directory / "evaluation.json") as partial:
         partial.write_text(json.dumps(evaluation, indent=2) + "\n")
     names = ("sae.safetensors", "training_log.jsonl", "evaluation.json")
@@ -113,13 +114,14 @@ def save(
         partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
-def find(name: str | Path) -> Path:
-    """The folder of an artefact: a folder as it is, or the name of a shipped one.
+def find(name: str | Place) -> Place:
+    """The folder of an artefact: a folder or address as it is, or the name of a shipped one.
 
     Raises:
       UserError: it is neither.
     """
-    for folder in (Path(name), SHIPPED / name):
+    given = place(name) if isinstance(name, str) else name
+    for folder in (given,) if is_address(given) else (given, SHIPPED / given):
         if (folder / "config.json").is_file():
             return folder
     known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))) or "none"
@@ -129,7 +131,7 @@ def find(name: str | Path) -> Path:
     )
 
 
-def load(name: str | Path, lm: LanguageModel | None = None) -> Artefact:
+def load(name: str | Place, lm: LanguageModel | None = None) -> Artefact:
     """Reads an artefact, given its folder or the name of a shipped one.
 
     Args:
@@ -194,10 +196,10 @@ def check_fits(config: SaeConfig, lm: LanguageModel) -> None:
         )
 
 
-def _arrays(path: Path, config: SaeConfig) -> dict[str, Any]:
+def _arrays(path: Place, config: SaeConfig) -> dict[str, Any]:
     """The file's arrays in float32, all their faults named at once."""
     try:
-        arrays = load_file(path)
+        arrays = parsed(path.read_bytes()) if is_address(path) else load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); get the artefact again.") from None
     n, d = config.n_latents, config.d_model
@@ -219,7 +221,7 @@ def _arrays(path: Path, config: SaeConfig) -> dict[str, Any]:
     return {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Place) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

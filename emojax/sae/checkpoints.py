@@ -1,11 +1,12 @@
 """Checkpoints of a training run: Orbax, asynchronous, the last few and the best kept.
 
 Each holds the state and a digest of its bits. One that cannot be read, or whose bits are others, is
-named, moved to `damaged/` beside it, and the one before it is used: nothing is overwritten.
+named, moved to `damaged/` beside it with a note of why, and the one before it is used: nothing is
+overwritten.
 """
 
+import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,16 +16,20 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
+from emojax.files import Place, atomic, is_address
+
 policies = ocp.training.preservation_policies
 
 
 class Checkpoints:
     """A folder of checkpoints, one per step. Saving goes on in the background."""
 
-    def __init__(self, directory: Path, keep: int):
-        self._directory, self._keep = directory.absolute(), keep
+    def __init__(self, directory: Place, keep: int):
+        self._directory = directory if is_address(directory) else directory.absolute()
+        self._keep = keep
 
     def __enter__(self) -> "Checkpoints":
+        self._set_aside_without_metrics()
         best = policies.BestN(
             get_metric_fn=lambda found: found["reconstruction"], reverse=True, n=1
         )
@@ -48,13 +53,13 @@ class Checkpoints:
         """The last step that is wholly on the disk."""
         return None if self._files.latest is None else self._files.latest.step
 
-    def save(self, state: Any, reconstruction: float, positions: Any = None) -> None:
+    def save(self, state: Any, reconstruction: float, positions: list[Any]) -> None:
         """Starts to write the state under its own `step`; the best has the least reconstruction.
 
         Args:
           state: arrays, among them `step`.
           reconstruction: how good they are.
-          positions: where each process is in its text (JSON).
+          positions: where each process is in its text (JSON), an entry for each.
         """
         content: Any = {"state": state, "digest": digest(state)}
         metrics: Any = {"reconstruction": reconstruction}
@@ -81,6 +86,8 @@ class Checkpoints:
                 if fault is None:
                     found = self._files.load(step, expected)
                     fault = _other_bits(found)
+                if fault is None and not self.positions(step):
+                    fault = "it does not say where in its data it was"
             except Exception as error:  # Orbax and TensorStore name a damaged file in many ways.
                 fault = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             if fault is None:
@@ -88,7 +95,26 @@ class Checkpoints:
             self._set_aside(step, fault)
         return state
 
+    def _set_aside_without_metrics(self) -> None:
+        """Orbax reads the metrics of all when it opens a folder, and ends if it cannot."""
+        if jax.process_index() == 0 and self._directory.exists():
+            for folder in list(self._directory.iterdir()):
+                metrics = folder / "metrics" / "metrics"
+                if not (folder.name.isdigit() and metrics.exists()):
+                    continue
+                try:
+                    json.loads(metrics.read_text())
+                except ValueError as error:
+                    self._move(int(folder.name), f"its metrics cannot be read: {error}")
+        _wait_for_all("look at metrics")
+
     def _set_aside(self, step: int, fault: str) -> None:
+        if jax.process_index() == 0:
+            self._move(step, fault)
+        _wait_for_all(f"set aside {step}")
+        self._files.reload()
+
+    def _move(self, step: int, fault: str) -> None:
         source = self._directory / str(step)
         target = self._directory.parent / "damaged" / str(step)
         while target.exists():
@@ -97,12 +123,15 @@ class Checkpoints:
             "The checkpoint %s is damaged or of another run (%s); it is moved to %s, and the one "
             "before it is used.", source, fault, target,
         )  # fmt: skip
-        if jax.process_index() == 0:
-            target.parent.mkdir(exist_ok=True)
-            source.rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
-        self._files.reload()
+        # In a bucket a folder is there once something is in it.
+        with atomic(target.with_name(f"{target.name}.txt")) as note:
+            note.write_text(fault + "\n")
+        source.rename(target)
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 @jax.jit

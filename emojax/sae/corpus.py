@@ -187,8 +187,13 @@ def each_document(source: Source) -> Iterator[Document]:
     return (hub if source.kind == "hub" else documents).each_document(source)
 
 
-def read(language: str, path: Path) -> Corpus:
+def read(language: str, path: Path, *, hold: bool = True) -> Corpus:
     """Finds a corpus; running text and short texts in one file are read as a whole.
+
+    Args:
+      language: its language.
+      path: where it lies.
+      hold: whether to keep what was read for `draw`; otherwise it is only looked through.
 
     Raises:
       UserError: it is missing, damaged or not what its name says.
@@ -198,8 +203,12 @@ def read(language: str, path: Path) -> Corpus:
         digest = hashlib.sha256(source.identity.encode()).hexdigest()
     else:
         digest = sha256(source.files[0])
-    whole = source.kind in ("txt", "tsv") and len(source.files) == 1
-    return Corpus(source, tuple(each_document(source)) if whole else None, digest)
+    if source.kind not in ("txt", "tsv") or len(source.files) > 1:
+        return Corpus(source, None, digest)
+    if hold:
+        return Corpus(source, tuple(each_document(source)), digest)
+    deque(each_document(source), maxlen=0)
+    return Corpus(source, None, digest)
 
 
 def check_languages(languages: Sequence[str], config: DataConfig) -> None:

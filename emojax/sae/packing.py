@@ -33,12 +33,12 @@ class TextStream(Protocol):
 
 
 class Pack(NamedTuple):
-    """Right-padded rows that go through the model together.
+    """Right-padded rows that go through the model together, and empty ones that fill up.
 
     Attributes:
       tokens: token ids.
       mask: True where a token is real.
-      numbers: of each row, counted from 0 in the order of the text.
+      numbers: of each row with tokens, counted from 0 in the order of the text.
       kept: the places, in the flattened `tokens`, of what is neither padding nor special; the first
         `count` count.
       count: how many these are.
@@ -47,7 +47,7 @@ class Pack(NamedTuple):
 
     tokens: Int[np.ndarray, "rows time"]
     mask: Bool[np.ndarray, "rows time"]
-    numbers: Int[np.ndarray, " rows"]
+    numbers: Int[np.ndarray, " filled"]
     kept: Int[np.ndarray, " places"]
     count: int
     before: Any
@@ -57,10 +57,14 @@ class Packer:
     """Packs without end. Rows are padded to a power of two, of which there are few to compile."""
 
     def __init__(self, lm: LanguageModel, text: TextStream, tokens: int, multiple: int):
-        """A packer of `tokens` per pack, padding included, in a multiple of `multiple` rows."""
+        """A packer of `tokens` per pack, padding included, in a multiple of `multiple` rows.
+
+        `multiple` is the number of devices. One that goes on from a state packs the same rows
+        together as the one that began, whatever its own; empty rows make up the difference.
+        """
         self._config, self._text = lm.config, text
         self._special = np.array(sorted(lm.tokenizer.all_special_ids), np.int32)
-        self._tokens, self._multiple = tokens, multiple
+        self._tokens, self._multiple, self._begun_with = tokens, multiple, multiple
         self._waiting: dict[int, list[tuple[int, list[int]]]] = {}
         self._read = 0
 
@@ -88,13 +92,14 @@ class Packer:
             there = self._waiting.setdefault(length, [])
             there.append((self._read, list(row)))
             self._read += 1
-            size = self._multiple * max(1, self._tokens // length // self._multiple)
+            size = self._begun_with * max(1, self._tokens // length // self._begun_with)
             if len(there) == size:
                 del self._waiting[length]
                 return self._packed(there, length, before)
 
     def _packed(self, rows: list[tuple[int, list[int]]], length: int, before: Any) -> Pack:
-        tokens, mask = pad([row for _, row in rows], len(rows), length)
+        filled_up = -(-len(rows) // self._multiple) * self._multiple
+        tokens, mask = pad([row for _, row in rows], filled_up, length)
         real = np.flatnonzero(mask & ~np.isin(tokens, self._special))
         kept = np.zeros(tokens.size, np.int32)
         kept[: len(real)] = real
@@ -104,7 +109,12 @@ class Packer:
     def get_state(self) -> dict[str, Any]:
         """The place in the text, and the rows that wait (JSON)."""
         waiting = {str(length): list(rows) for length, rows in self._waiting.items()}
-        return {"text": self._text.get_state(), "waiting": waiting, "read": self._read}
+        return {
+            "text": self._text.get_state(),
+            "waiting": waiting,
+            "read": self._read,
+            "multiple": self._begun_with,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
@@ -113,4 +123,4 @@ class Packer:
             int(length): [(number, row) for number, row in rows]
             for length, rows in state["waiting"].items()
         }
-        self._read = state["read"]
+        self._read, self._begun_with = state["read"], state["multiple"]

@@ -34,8 +34,8 @@ def run(
     config: "Config",
     corpora: Sequence[tuple[str, Path]],
     *,
-    out: Path,
-    artefact: Path,
+    out: files.Place,
+    artefact: files.Place,
     store_dir: Path | str | None,
     command: str,
 ) -> dict[str, Any]:
@@ -50,8 +50,8 @@ def run_all(
     configs: Mapping[str, "Config"],
     corpora: Sequence[tuple[str, Path]],
     *,
-    out: Path,
-    artefact: Path,
+    out: files.Place,
+    artefact: files.Place,
     store_dir: Path | str | None,
     command: str,
 ) -> dict[str, dict[str, Any]]:
@@ -64,8 +64,8 @@ def run_all(
     Args:
       configs: by name, which is also its folder: model, dictionary, data, training.
       corpora: language and place of each corpus (`emojax.sae.documents`, `emojax.sae.hub`).
-      out: the runs' folders: the resolved config, log and checkpoints.
-      artefact: the results' folders.
+      out: the runs' folders, on a disk or at a `gs://` address: resolved config, log, checkpoints.
+      artefact: the results' folders, likewise.
       store_dir: where activations are kept, a folder or a `gs://` address (None: in the cache,
         under the text's digest).
       command: how the run was started, for the record.
@@ -88,7 +88,7 @@ def run_all(
             with files.atomic(out / name / "config.json") as partial:
                 partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     corpus.check_languages([language for language, _ in corpora], data)
-    texts = [corpus.read(language, path) for language, path in corpora]
+    texts = [corpus.read(language, path, hold=not streamed) for language, path in corpora]
     lm = sources.load(first.sae.model)
     for config in configs.values():
         _check_fits(config.sae, lm)
@@ -191,7 +191,9 @@ def _check_fits(sae: SaeConfig, lm: LanguageModel) -> None:
         )
 
 
-def _finished(folder: Path, config: "Config", origin: Mapping[str, Any]) -> dict[str, Any] | None:
+def _finished(
+    folder: files.Place, config: "Config", origin: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """What was measured of the dictionary if it is there, made as it would be now."""
     if not (folder / "config.json").exists():
         return None

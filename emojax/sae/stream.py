@@ -7,7 +7,8 @@ batch is on its way there while the last step is computed.
 
 Every process reads text of its own and captures on its own devices, as many tokens as its share of
 a batch; processes meet in `mixing.draw`. So the model must fit into one host's devices, and a run
-goes on with another number of devices, but with as many processes.
+goes on with another number of devices, token for token, but with as many processes: each one's part
+of the text is its own.
 """
 
 import dataclasses
@@ -276,7 +277,7 @@ class _Read(NamedTuple):
 
     sites: Float[Array, "sites rows time d_model"]
     kept: Int[Any, " places"]
-    numbers: Int[Any, " rows"]
+    numbers: Int[Any, " filled"]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

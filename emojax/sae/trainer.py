@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from emojax.errors import UserError
-from emojax.files import atomic, require_room, writable_dir
+from emojax.files import Place, atomic, require_room, writable_dir
 from emojax.sae import interrupt, log, schedule, speed
 from emojax.sae import state as states
 from emojax.sae.checkpoints import Checkpoints
@@ -36,7 +35,7 @@ def train(
     config: SaeConfig,
     settings: TrainConfig,
     source: Source,
-    directory: Path,
+    directory: Place,
     *,
     provenance: dict[str, Any] | None = None,
 ) -> SparseAutoencoder:
@@ -44,7 +43,7 @@ def train(
 
     `directory` gets `run.json` (what the run is), `training_log.jsonl` and `checkpoints/`. Ctrl-C
     and SIGTERM save; the same call then goes on, bitwise as if nothing had happened. With several
-    processes each calls this, and the folder is one that all of them see.
+    processes each calls this, and the folder is one that all of them see, such as a `gs://` one.
 
     Args:
       config: what the dictionary is.
@@ -76,12 +75,13 @@ def train(
         first = int(state.step)
         if first and first_process:
             logging.warning("The run in %s goes on after step %d of %d.", directory, first, steps)
-        sinks = log.sinks(directory, run, first) if first_process else []
+        lines = log.Log(directory, run, first) if first_process else None
         batches = source.batches(settings.batch_tokens, settings.seed, first)
         since, counted, waited = time.perf_counter(), first, source.waiting.seconds
         upcoming: Batch | None = None
         with (
             contextlib.closing(batches),
+            contextlib.nullcontext() if lines is None else contextlib.closing(lines),
             interrupt.requested() as asked,
             tqdm(
                 total=steps * settings.batch_tokens,
@@ -125,11 +125,13 @@ def train(
                         bar.update((now - counted) * settings.batch_tokens)
                         shown = ("loss", "l0", "dead", "mfu")
                         bar.set_postfix({key: entry[key] for key in shown}, refresh=False)
-                        for write in sinks:
-                            write(now, entry)
+                        if lines is not None:
+                            lines.write(now, entry)
                         since, counted = time.perf_counter(), now
                         waited = source.waiting.seconds
                     if save:
+                        if lines is not None:
+                            lines.close()
                         positions = _of_all(source.position())
                         saved = Saved(state, source.state())
                         checkpoints.save(saved, found["reconstruction"], positions)
@@ -170,8 +172,9 @@ def _begun(
     positions = checkpoints.positions(int(found.step))
     if positions != [None] * len(positions) and len(positions) != jax.process_count():
         raise UserError(
-            f"The run's text was read by {len(positions)} processes and there are now "
-            f"{jax.process_count()}; go on with as many."
+            f"The text of the run's stream was read by {len(positions)} processes, each its own "
+            f"part, and there are now {jax.process_count()}; go on with {len(positions)} "
+            "(--processes), on any number of devices, or begin anew in another --out."
         )
     source.restore(found.source, positions[jax.process_index() % len(positions)])
     return found.train
@@ -266,7 +269,7 @@ def _not_finite(state: TrainState, settings: TrainConfig, source: Source, saved:
     )
 
 
-def _same_run(path: Path, run: Mapping[str, Any]) -> None:
+def _same_run(path: Place, run: Mapping[str, Any]) -> None:
     """Writes what the run is, or refuses a folder that holds another one.
 
     The mesh may be another one: a run goes on with as many devices as there are.

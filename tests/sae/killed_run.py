@@ -2,9 +2,9 @@
 
     python killed_run.py FOLDER SOURCE [POINT STEP]
 
-SOURCE: `stored`, or `streamed` from a toy language model. POINT: `step`, kill -9 before the batch
-of STEP is given out; `saving`, kill -9 while the checkpoint of STEP is written, before its folder
-gets its name.
+FOLDER: on a disk or in a bucket. SOURCE: `stored`, or `streamed` from a toy language model. POINT:
+`step`, kill -9 before the batch of STEP is given out; `saving`, kill -9 while the checkpoint of
+STEP is written, before its folder gets its name or, in a bucket, the object that says it is whole.
 """
 
 import os
@@ -12,11 +12,13 @@ import signal
 import sys
 from pathlib import Path
 
+from etils import epath
 from sae_toys import SAE, TRAIN, activations, language_model, split_of, streamed, text_rows
 
+from emojax import files
 from emojax.sae import checkpoints, trainer
 
-FOLDER, SOURCE = Path(sys.argv[1]), sys.argv[2]
+FOLDER, SOURCE = files.place(sys.argv[1]), sys.argv[2]
 POINT, STEP = (sys.argv[3], int(sys.argv[4])) if len(sys.argv) > 3 else ("", -1)
 
 
@@ -47,6 +49,14 @@ if POINT == "saving":
             for module in ("rename", "replace"):
                 setattr(os, module, lambda *_, **__: die())
             Path.rename = Path.replace = lambda *_: die()
+            write = epath.Path.write_text
+
+            def dying_write(path, *given, **more):
+                if path.name == "commit_success.txt":
+                    die()
+                return write(path, *given, **more)
+
+            type(epath.Path("/")).write_text = dying_write
         save(self, state, *rest)
         self._files.wait()
 

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from emojax.files import Place
 from emojax.lm import decoder
 from emojax.lm.capture import Tap
 from emojax.lm.config import DecoderConfig, Rope
@@ -56,7 +57,7 @@ def activations(tokens: int, seed: int = 0) -> np.ndarray:
 
 
 def split_of(
-    directory: Path,
+    directory: Place,
     x: np.ndarray,
     languages: np.ndarray | None = None,
     target: np.ndarray | None = None,
@@ -79,8 +80,13 @@ TIMELESS = ("tokens_per_second", "input_wait", "mfu")
 
 def read_log(directory: Path) -> list[dict]:
     """A run's log without what depends on the clock."""
-    lines = (directory / "training_log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMELESS} for line in lines]
+    return timeless((directory / "training_log.jsonl").read_text())
+
+
+def timeless(log: str) -> list[dict]:
+    """A log's lines without what depends on the clock."""
+    lines = map(json.loads, log.splitlines())
+    return [{k: v for k, v in line.items() if k not in TIMELESS} for line in lines]
 
 
 class Interfering(Split):

@@ -204,3 +204,18 @@ def test_thresholds_are_kept(saved, tmp_path):
     reseal(tmp_path / "m")
     with pytest.raises(UserError, match="threshold is missing"):
         artefact.load(tmp_path / "m")
+
+
+def test_an_artefact_in_a_bucket_is_the_same(saved, bucket):
+    directory, trained, untrained = saved
+    log = directory / "training_log.jsonl"
+    artefact.save(bucket / "sae", trained, untrained, PROVENANCE, EVALUATION, log)
+    here, there = artefact.load(directory), artefact.load("gs://bucket/sae")
+    assert there.record == here.record
+    assert there.evaluation == here.evaluation
+    np.testing.assert_array_equal(there.sae.w_enc, here.sae.w_enc)
+    (bucket / "sae" / "evaluation.json").write_text("{}")
+    with pytest.raises(UserError, match=r"gs://bucket/sae/evaluation\.json is missing or damaged"):
+        artefact.load(bucket / "sae")
+    with pytest.raises(UserError, match="no dictionary at gs://bucket/other"):
+        artefact.load("gs://bucket/other")

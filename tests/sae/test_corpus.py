@@ -153,6 +153,22 @@ def test_of_lines_of_json_as_much_is_read_as_is_needed(lm, tmp_path):
     assert record["files"] == ["a.jsonl", "b.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.tsv", "a.txt.gz"])
+def test_what_is_only_looked_through_is_recorded_the_same_and_refused_the_same(tmp_path, name):
+    """As streamed training does, which reads the text later."""
+    text = "我很高兴\n".encode() * 5000
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    held, passed = corpus.read("zh", path), corpus.read("zh", path, hold=False)
+    assert held.documents
+    assert passed.documents is None
+    assert corpus.record([passed]) == corpus.record([held])
+    text += b"\xff"
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    with pytest.raises(UserError, match=r"is not UTF-8 \(line 5001, byte 0\)"):
+        corpus.read("zh", path, hold=False)
+
+
 def test_rows_that_need_not_be_full_keep_the_ends_of_pieces(lm, texts, rows):
     loose = corpus.draw(lm, texts, dataclasses.replace(DATA, packed=False, short_share=0.0))
     assert {len(row) for row in loose["train"].tokens} > {DATA.row_tokens}

@@ -2,11 +2,14 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorstore as ts
-from sae_toys import CHUNK, activations, language_model, split_of
+from sae_toys import CHUNK, activations, language_model, split_of, text_rows
 
 from emojax.errors import UserError
 from emojax.lm.capture import Tap, capture
@@ -137,6 +140,49 @@ def test_limits_and_damage_are_refused(lm, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "require_room", full)
     with pytest.raises(UserError, match="no room"):
         store.capture(lm, TAP, rows, tmp_path / "full", limit_gib=1.0)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MiB, or None where this process may not mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    yield disk if mounted else None
+    if mounted:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_becomes_full_is_one_sentence_and_loses_nothing(lm, small_disk, tmp_path):
+    """With room again the same command goes on, and the store is that of a capture with room."""
+    folder, how = (small_disk, "filled") if small_disk else (tmp_path, "limited")
+
+    def run(how: str) -> subprocess.CompletedProcess:
+        program = str(Path(__file__).parent / "full_disk.py")
+        command = [sys.executable, program, str(folder), how]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = run(how)
+    assert done.returncode == 1, done.stderr[-2000:]
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert done.stderr.endswith(said + "\n")
+    assert "No space left" in said or "File too large" in said
+    assert "free room on the disk and run again: what was captured before is kept" in said
+    kept = json.loads((folder / "store" / "store.json").read_text())["done"]
+    assert kept["train"]["rows"] == store.SEGMENT_ROWS
+    (folder / "ballast").unlink(missing_ok=True)
+    done = run("roomy")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = {"train": text_rows(600), "heldout": text_rows(40, seed=1)}
+    given = {"limit_gib": 1.0, "chunk_tokens": CHUNK}
+    whole = store.capture(lm, TAP, rows, tmp_path / "whole", **given)
+    again = store.capture(lm, TAP, rows, folder / "store", **given)
+    for name in whole:
+        same(again[name], whole[name])
 
 
 def test_batches_are_raw_and_each_pass_sees_each_token_once(tmp_path, monkeypatch):

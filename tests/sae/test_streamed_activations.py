@@ -240,6 +240,33 @@ def test_packs_hold_each_row_once_and_go_on_from_any_state(lm, rows):
         np.testing.assert_array_equal(next(again).tokens, packs[place].tokens)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (6, 4), (2, 16)])
+def test_with_other_devices_the_same_rows_go_on_being_packed_together(lm, rows, before, after):
+    """Else a place within a pack would be another one's, and rows could wait for ever."""
+    packer = Packer(lm, Cycle(rows), 256, before)
+    packs = list(itertools.islice(packer, 12))
+    again = Packer(lm, Cycle(rows), 256, after)
+    again.set_state(json.loads(json.dumps(packs[5].before)))
+    for wanted, pack in zip(packs[5:], again, strict=False):
+        assert len(pack.tokens) % after == 0
+        assert pack.count == wanted.count
+        tokens = pack.tokens.ravel()[pack.kept[: pack.count]]
+        np.testing.assert_array_equal(tokens, wanted.tokens.ravel()[wanted.kept[: wanted.count]])
+        np.testing.assert_array_equal(pack.numbers, wanted.numbers)
+
+
+def test_a_stream_goes_on_with_as_many_processes_only(lm, rows, tmp_path, monkeypatch):
+    """Each has read a part of the text of its own."""
+    monkeypatch.setattr(states, "SAMPLE_TOKENS", 1000)
+    monkeypatch.setattr(trainer, "_of_all", lambda position: [position] * 2)
+    short = dataclasses.replace(SETTINGS, checkpoint_every=2)
+    source = streamed(lm, rows, short, tokens=4 * B)
+    trainer.train(SAE, short, source, tmp_path)
+    with pytest.raises(UserError, match=r"read by 2 processes.*now 1; go on with 2 \("):
+        trainer.train(SAE, short, streamed(lm, rows, short, tokens=4 * B), tmp_path)
+    assert (tmp_path / "checkpoints" / "4").is_dir()
+
+
 def test_a_thread_works_ahead_and_only_waiting_is_counted():
     made, clock, third = [], ahead.Stopwatch(), threading.Event()
 
