@@ -200,12 +200,15 @@ def theirs(model: str, sparse: bool) -> Callable[[], int]:
         datasets, sae_lens, torch = map(importlib.import_module, ("datasets", "sae_lens", "torch"))
     except ImportError:
         raise UserError(
-            "This benchmark compares with SAELens; run: pip install -e '.[bench]' (Python 3.11)."
+            "This benchmark compares with SAELens; run: pip install -e '.[bench]' (Python 3.11), "
+            "or install sae-lens==6.54.12 beside the PyTorch that is there."
         ) from None
     lm, own = sources.load(model), sizes()
     tap, sae, settings = settings_of(lm)
     rows = [list(row) for row in text(lm).tokens]
     on_gpu = jax.default_backend() == "gpu"
+    # Its default, 20 rows, where ours has no buffer either; but no less than a batch.
+    held = BUFFER if own.streamed else max(20 * ROW_TOKENS, own.batch)
     torch.set_num_threads(os.cpu_count() or 1)
     runner = sae_lens.LanguageModelSAETrainingRunner
 
@@ -224,6 +227,7 @@ def theirs(model: str, sparse: bool) -> Callable[[], int]:
             hook_name=f"model.layers.{tap.layer}",
             context_size=ROW_TOKENS,
             store_batch_size_prompts=own.rows,
+            n_batches_in_buffer=-(-held // ROW_TOKENS),
             exclude_special_tokens=list(lm.tokenizer.all_special_ids),
             training_tokens=own.tokens,
             train_batch_size_tokens=settings.batch_tokens,
@@ -287,7 +291,7 @@ def waiting(model: str) -> dict[str, float]:
             there.append(loop(itertools.repeat(lying)))
             read.append(loop(batches))
         batches.close()
-    (whole, standing), (least, _) = np.sum(read, axis=0), np.sum(there, axis=0)
+    (whole, standing), (least, _) = (np.sum(part, axis=0).tolist() for part in (read, there))
     return {
         "standing": round(standing / whole, 5),
         "share": round(max(0.0, 1 - least / whole), 5),

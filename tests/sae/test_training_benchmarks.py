@@ -112,6 +112,7 @@ def test_what_a_step_waits_for_is_measured(streamed, options, monkeypatch, capsy
     assert all(0 <= found[name] < 1 for name in found.keys() & {"standing", "share"})
     assert ("share" in found) == (not streamed)
     assert found["met"] == (max(found["standing"], found.get("share", 0.0)) < 0.02)
+    assert json.loads(json.dumps(found)) == found
     printed = capsys.readouterr().out
     assert ("met" if found["met"] else "MISSED") in printed
     assert "on a GPU: not run here" in printed
