@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emojax import files
 
 _OURS, _OTHERS = "#1b6ca8", "#b9c0c7"
@@ -63,7 +65,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
 
 def draw_scaling(report: dict[str, Any], axes: Mapping[str, str], path: Path) -> None:
-    """Writes an SVG with a panel for the time and one for the memory of each axis that grows.
+    """Writes an SVG with a panel for the tokens/s and one for the memory of each axis that grows.
 
     Args:
       report: what the benchmark measured, with the machine.
@@ -73,30 +75,42 @@ def draw_scaling(report: dict[str, Any], axes: Mapping[str, str], path: Path) ->
     pyplot = _pyplot()
     if pyplot is None:
         return
-    rows = (("median_ms", "roofline_ms", "ms a step"), ("memory_mib", "roofline_mib", "MiB"))
     canvas, panels = pyplot.subplots(
         2,
         len(axes),
-        figsize=(2.6 * len(axes), 4.4),
+        figsize=(2.6 * len(axes), 4.6),
         layout="constrained",
         sharex="col",
         sharey="row",
+        squeeze=False,
     )
-    for (axis, name), column in zip(axes.items(), panels.T, strict=True):
-        ran = {
-            int(s): f for s, f in report["results"][axis]["figures"].items() if "absent" not in f
-        }
-        for panel, (measured, floor, unit) in zip(column, rows, strict=True):
-            panel.plot(list(ran), [f[measured] for f in ran.values()], "o-", color=_OURS)
-            panel.plot(list(ran), [f[floor] for f in ran.values()], ":", color="black")
+    for (axis, name), (speed, memory) in zip(axes.items(), panels.T, strict=True):
+        figures = report["results"][axis]["figures"]
+        ran = {int(size): f for size, f in figures.items() if "median_ms" in f}
+        measured = [f["tokens_per_second"] for f in ran.values()]
+        slower = [f["median_ms"] / f["roofline_ms"] for f in ran.values()]
+        speed.plot(list(ran), measured, "o-", color=_OURS)
+        speed.plot(list(ran), np.multiply(measured, slower), ":", color="black")
+        memory.plot(list(ran), [f["memory_mib"] for f in ran.values()], "o-", color=_OURS)
+        memory.plot(list(ran), [f["roofline_mib"] for f in ran.values()], ":", color="black")
+        for panel, bar, unit in zip(
+            (speed, memory), report["results"][axis]["bars"], ("tokens/s", "MiB"), strict=True
+        ):
             panel.set_xscale("log", base=2)
-            panel.set_yscale("log")
+            panel.set_yscale("log", base=2)
             panel.yaxis.set_major_formatter("{x:,.0f}")
-            panel.yaxis.set_minor_formatter("")
+            panel.set_title(bar["verdict"], fontsize=8)
             if panel in panels[:, 0]:
                 panel.set_ylabel(unit)
             panel.spines[["top", "right"]].set_visible(False)
-        column[-1].set_xticks(list(ran), [f"{size:,}" for size in ran], minor=False)
-        column[-1].set_xlabel(name)
-    canvas.suptitle(f"The trainer's step on {report['device']}; dotted: roofline", fontsize=9)
+        memory.set_xticks(list(ran), [f"{size:,}" for size in ran], minor=False)
+        memory.set_xlabel(f"{axis}: {name}")
+    machine = f"{report['device']}, {report['cores']} cores"
+    base = ", ".join(f"{name} = {size:,}" for name, size in report["base"].items())
+    canvas.suptitle(
+        f"The trainer's step on {machine}; dotted: roofline; what does not grow: {base}\n"
+        f"above each panel: the roofline's growth in time or memory over the measured one (bar: at "
+        f"least {1 / report['factor']:.2f})",
+        fontsize=9,
+    )
     _save(canvas, path)

@@ -5,6 +5,7 @@
 What stands there between its two marks is never edited by hand.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,7 @@ def share_bars(report: dict[str, Any]) -> Iterator[str]:
 
 def machine(report: dict[str, Any]) -> str:
     """Where the figures come from."""
-    busy = report["load_average"] > report["cores"] + 1
-    note = " **The machine was busy with other work: provisional.**" if busy else ""
+    note = tables.busy(report["load_average"], report["cores"])
     return (
         f"{report['device']}, {report['machine']}, {report['cores']} cores, Python "
         f"{report['python']}, jax {report['versions']['jax']}, torch {report['torch']}, "
@@ -67,18 +67,19 @@ def machine(report: dict[str, Any]) -> str:
     )
 
 
+def section(name: str, report: dict[str, Any]) -> Iterator[str]:
+    """All of one benchmark."""
+    yield f"`python -m benchmarks.{name}`: {machine(report)}"
+    yield ""
+    yield from figures(report)
+    yield ""
+    yield from bars(report)
+
+
 def text() -> str:
     """All that goes between the marks."""
-    lines: list[str] = []
-    for platform, title in {"cpu": "CPU", "gpu": "GPU"}.items():
-        for name in ("capture", "generate"):
-            report = tables.read(name, platform)
-            if report is None:
-                lines += ["", f"`python -m benchmarks.{name}` was **not run** on a {title}."]
-                continue
-            lines += ["", f"`python -m benchmarks.{name}`: {machine(report)}", ""]
-            lines += [*figures(report), "", *bars(report)]
-    return "\n".join(lines) + "\n"
+    names = ("capture", "generate")
+    return tables.sections({name: functools.partial(section, name) for name in names})
 
 
 def main(argv: Sequence[str]) -> None:

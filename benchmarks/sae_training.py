@@ -1,22 +1,31 @@
 """Training a dictionary end to end, capture and SAE steps, beside SAELens' own training runner.
 
-    python -m benchmarks.sae_training [--tokens 24576] [--batch_tokens 2048] [--turns 2]
+    python -m benchmarks.sae_training [--models=a/directory] [--tokens=24576] [--turns=2]
 
-Prints a table and writes `benchmarks/results/sae_training-<platform>.json`. Ours is what
-`experiments.train_sae` does: capture into a store on the disk, then the trainer over it, its start
-and its checkpoint included. Theirs is `LanguageModelSAETrainingRunner` with its own loading of the
-same weights from a local directory (`AutoModelForCausalLM`, which stops after the tapped layer),
-its mixing buffer and Adam, and the saving of its result, once with dense codes, its default, and
-once with sparse ones. Both: TopK with AuxK, the middle layer's residual stream, rows of 128 tokens,
-special tokens dropped, float32 (bfloat16 where SAELens' autocast takes it on a GPU); in turns. A
-turn is a whole run from nothing, less the loading of the model and compilation. What the mixing
-buffer of SAELens holds at the end was captured in vain: the table says how much each side captured,
-and a longer run makes it matter less.
+Prints a table and writes `benchmarks/results/sae_training-<platform>.json`, which
+`python -m benchmarks.sae_tables` brings into the README. Ours is what `experiments.train_sae` does:
+on a CPU, capture into a store on the disk and then the trainer over it; on a GPU (`--streamed`)
+the trainer over a stream of activations; its start and its checkpoint included. Theirs is
+`LanguageModelSAETrainingRunner` with its own loading of the same weights from a local directory
+(`AutoModelForCausalLM`, which stops after the tapped layer), its mixing buffer and Adam, and the
+saving of its result, once with dense codes, its default, and once with sparse ones. Both: TopK with
+AuxK, the middle layer's residual stream, rows of 128 tokens, special tokens dropped; float32 on a
+CPU; on a GPU a language model in bfloat16, and SAELens' autocast of its SAE to bfloat16, while ours
+stays in float32; in turns. A turn is a whole run from nothing, less the loading of the model and
+compilation. What a mixing buffer holds at the end was captured in vain: the table says how much
+each side captured, and a longer run makes it matter less. Nothing is fetched where a model is given
+as a directory.
 
-Then how long the SAE's step waits for input: what a loop such as the trainer's takes longer, from a
-store's pass of batches, than the same steps on a batch that lies on the device, in turns. The time
-in which batches are made ready is given too; most of it passes while a step is computed. The bars
-were set before the measurement.
+Then how long the SAE's step waits for input, told in two ways, both of which must stay under the
+bar. Each is a loop of whole passes in which a step is waited for before the next batch is asked
+for; the trainer asks while a step is computed, and so waits less.
+
+    standing   share of the loop in which it stood still: no step under way, no batch on the device
+    share      how much of the loop's time a batch that lies on the device would have saved, in
+               turns: what stands still, and what readying batches takes from the step's cores
+
+The first reading of a run is part of both. A stream captures on the device that trains, so of it
+only the wait for text is told (`standing`). The bars were set before the measurement.
 """
 
 import functools
@@ -27,9 +36,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -45,30 +55,83 @@ from emojax.sae import state as states
 from emojax.sae import store, trainer
 from emojax.sae.coder import SaeConfig
 from emojax.sae.corpus import Rows
+from emojax.sae.source import Source
 from emojax.sae.step import train_step
+from emojax.sae.stream import ActivationsConfig, Stream
 from emojax.sae.train_config import TrainConfig
 
 flags.set_default(beside_torch.MODELS, ["gemma-3-270m"])
 flags.set_default(beside_torch.TURNS, 2)
-TOKENS = flags.DEFINE_integer("tokens", 24576, "Tokens of a run.", lower_bound=1)
-BATCH = flags.DEFINE_integer("batch_tokens", 2048, "Tokens of an SAE step.", lower_bound=1)
+TOKENS = flags.DEFINE_integer("tokens", None, "Tokens of a run (24576; on a GPU 2097152).")
+BATCH = flags.DEFINE_integer("batch_tokens", None, "Tokens of an SAE step (2048; on a GPU 4096).")
+STREAMED = flags.DEFINE_bool("streamed", None, "Stream activations (on a GPU) or store them.")
 LATENTS = flags.DEFINE_integer("latents", 16384, "Sizes of the dictionary.")
 ACTIVE = flags.DEFINE_integer("active", 64, "Latents active on a token.")
 
 OURS, THEIRS, SPARSE = "emojax", "SAELens", "SAELens, sparse codes"
 BARS = (Bar(THEIRS, cpu=1.5, gpu=3.0), Bar(SPARSE, cpu=1.5, gpu=3.0))
 MOST_WAITING = 0.02
-ROW_TOKENS, ROWS = 128, 16
 RATE = 3e-4
+ROW_TOKENS = 128
+# Tokens of a stream's shuffling buffer.
+BUFFER = 131_072
 # Passes of each kind when waiting is measured.
 LOOPS = 5
+
+
+class Sizes(NamedTuple):
+    """What a platform takes at once, and in which type its language model is."""
+
+    tokens: int
+    batch: int
+    rows: int
+    streamed: bool
+    dtype: str
+
+
+SIZES = {
+    "cpu": Sizes(24_576, 2048, 16, False, "float32"),
+    "gpu": Sizes(2_097_152, 4096, 64, True, "bfloat16"),
+}
+
+
+def sizes() -> Sizes:
+    """Those of the platform, but for what a flag says."""
+    own = SIZES["cpu" if jax.default_backend() == "cpu" else "gpu"]
+    return Sizes(
+        tokens=own.tokens if TOKENS.value is None else TOKENS.value,
+        batch=own.batch if BATCH.value is None else BATCH.value,
+        rows=own.rows,
+        streamed=own.streamed if STREAMED.value is None else STREAMED.value,
+        dtype=beside_torch.DTYPE.value if beside_torch.DTYPE.present else own.dtype,
+    )
+
+
+class Text:
+    """Rows again and again: a `TextStream`."""
+
+    def __init__(self, rows: Rows):
+        self._rows, self._at = rows.tokens, 0
+
+    def __next__(self) -> tuple[tuple[int, ...], str]:
+        row = self._rows[self._at % len(self._rows)]
+        self._at += 1
+        return row, "en"
+
+    def get_state(self) -> int:
+        """Rows read."""
+        return self._at
+
+    def set_state(self, state: int) -> None:
+        """Goes on after so many rows."""
+        self._at = state
 
 
 def text(lm: LanguageModel) -> Rows:
     """Random rows that begin with BOS, more of them than the tokens that are trained on."""
     rng = np.random.default_rng(0)
     ordinary = np.setdiff1d(np.arange(lm.config.vocab_size), lm.tokenizer.all_special_ids)
-    count = -(-TOKENS.value // (ROW_TOKENS - 1))
+    count = -(-sizes().tokens // (ROW_TOKENS - 1))
     rows = rng.choice(ordinary, (2 * count, ROW_TOKENS))
     rows[:, 0] = bos_token(lm)
     tokens = tuple(map(tuple, rows.tolist()))
@@ -91,25 +154,42 @@ def settings_of(lm: LanguageModel) -> tuple[Tap, SaeConfig, TrainConfig]:
         model=lm.name,
         layer=tap.layer,
     )
-    return tap, sae, TrainConfig(batch_tokens=BATCH.value, learning_rate=RATE)
+    return tap, sae, TrainConfig(batch_tokens=sizes().batch, learning_rate=RATE)
 
 
-def captured(lm: LanguageModel, tap: Tap, folder: Path) -> store.Split:
-    """The activations, on the disk."""
-    rows = {"train": first(text(lm), TOKENS.value)}
-    return store.capture(lm, tap, rows, folder, limit_gib=8.0)["train"]
+def source_of(lm: LanguageModel, tap: Tap, settings: TrainConfig, folder: Path) -> Source:
+    """Captured into a store on the disk, or to be streamed while the trainer runs."""
+    own = sizes()
+    if not own.streamed:
+        rows = {"train": first(text(lm), own.tokens)}
+        return store.capture(lm, tap, rows, folder, limit_gib=8.0)["train"]
+    return Stream(
+        lm,
+        [tap],
+        Text(text(lm)),
+        ActivationsConfig(
+            streamed=True, buffer_tokens=BUFFER, capture_tokens=own.rows * ROW_TOKENS
+        ),
+        tokens=own.tokens,
+        batch_tokens=own.batch,
+        mesh=states.make_mesh(settings, LATENTS.value),
+    )
 
 
 def ours(model: str) -> Callable[[], int]:
-    """Captures, then trains; returns the tokens that were captured."""
-    lm = sources.load(model)
+    """Captures and trains; returns the tokens that were captured."""
+    lm = sources.load(model, dtype=jnp.dtype(sizes().dtype))
     tap, sae, settings = settings_of(lm)
 
     def run() -> int:
         with tempfile.TemporaryDirectory() as folder:
-            split = captured(lm, tap, Path(folder, "store"))
-            jax.block_until_ready(trainer.train(sae, settings, split, Path(folder, "run")).w_dec)
-        return split.tokens
+            source = source_of(lm, tap, settings, Path(folder, "store"))
+            trained = trainer.train(sae, settings, source, Path(folder, "run"))
+            jax.block_until_ready(trained.w_dec)
+        if isinstance(source, store.Split):
+            return source.tokens
+        rows = source.position()["packer"]["text"] + sizes().rows
+        return rows * (ROW_TOKENS - 1) + min(states.SAMPLE_TOKENS, sizes().tokens)
 
     return run
 
@@ -120,12 +200,15 @@ def theirs(model: str, sparse: bool) -> Callable[[], int]:
         datasets, sae_lens, torch = map(importlib.import_module, ("datasets", "sae_lens", "torch"))
     except ImportError:
         raise UserError(
-            "This benchmark compares with SAELens; run: pip install -e '.[bench]' (Python 3.11)."
+            "This benchmark compares with SAELens; run: pip install -e '.[bench]' (Python 3.11), "
+            "or install sae-lens==6.54.12 beside the PyTorch that is there."
         ) from None
-    lm = sources.load(model)
+    lm, own = sources.load(model), sizes()
     tap, sae, settings = settings_of(lm)
     rows = [list(row) for row in text(lm).tokens]
     on_gpu = jax.default_backend() == "gpu"
+    # Its default, 20 rows, where ours has no buffer either; but no less than a batch.
+    held = BUFFER if own.streamed else max(20 * ROW_TOKENS, own.batch)
     torch.set_num_threads(os.cpu_count() or 1)
     runner = sae_lens.LanguageModelSAETrainingRunner
 
@@ -143,15 +226,16 @@ def theirs(model: str, sparse: bool) -> Callable[[], int]:
             model_name=str(lm.directory),
             hook_name=f"model.layers.{tap.layer}",
             context_size=ROW_TOKENS,
-            store_batch_size_prompts=ROWS,
+            store_batch_size_prompts=own.rows,
+            n_batches_in_buffer=-(-held // ROW_TOKENS),
             exclude_special_tokens=list(lm.tokenizer.all_special_ids),
-            training_tokens=TOKENS.value,
+            training_tokens=own.tokens,
             train_batch_size_tokens=settings.batch_tokens,
             lr=RATE,
             device="cuda" if on_gpu else "cpu",
             autocast=on_gpu,
             autocast_lm=on_gpu,
-            model_from_pretrained_kwargs={"dtype": "float32"},
+            model_from_pretrained_kwargs={"dtype": own.dtype},
             logger=sae_lens.LoggingConfig(log_to_wandb=False),
             checkpoint_path=None,
             output_path=folder,
@@ -171,49 +255,73 @@ def theirs(model: str, sparse: bool) -> Callable[[], int]:
 
 
 def waiting(model: str) -> dict[str, float]:
-    """Shares of the loop: what its steps wait for input, and what making that ready takes."""
-    lm = sources.load(model)
+    """Shares of the loop's time, as the top of this file says."""
+    lm = sources.load(model, dtype=jnp.dtype(sizes().dtype))
     tap, sae, settings = settings_of(lm)
     with tempfile.TemporaryDirectory() as folder:
-        split = captured(lm, tap, Path(folder))
+        source = source_of(lm, tap, settings, Path(folder))
         mesh = states.make_mesh(settings, sae.n_latents)
-        steps = split.steps_per_epoch(settings.batch_tokens)
+        steps = source.steps_per_epoch(settings.batch_tokens)
         step = functools.partial(train_step, sae, settings, steps, mesh)
-        state = [states.start(sae, settings, states.sample(split), mesh)]
-        ready = trainer.placed(split.raw(0, settings.batch_tokens), mesh)
+        sample = states.sample(source)
+        state = [states.start(sae, settings, sample, mesh)]
+        lying = trainer.placed(store.Batch(sample.x[: settings.batch_tokens]), mesh)
+        state[0] = step(state[0], lying)  # which compiles
 
         def loop(batches: Iterator[Any]) -> tuple[float, float]:
-            """Seconds of a pass, and of making its batches ready."""
-            started, reading = time.perf_counter(), 0.0
+            """Seconds of a pass, and those that it stood still."""
+            jax.block_until_ready(state)
+            started, standing = time.perf_counter(), 0.0
             for _ in range(steps):
                 asked = time.perf_counter()
-                batch = next(batches)
-                reading += time.perf_counter() - asked
-                state[0] = step(state[0], batch)
-            jax.block_until_ready(state)
-            return time.perf_counter() - started, reading
+                batch = jax.block_until_ready(trainer.placed(next(batches), mesh))
+                standing += time.perf_counter() - asked
+                state[0] = jax.block_until_ready(step(state[0], batch))
+            return time.perf_counter() - started, standing
 
-        def stored() -> Iterator[Any]:
-            for batch in split.batches(settings.batch_tokens, settings.seed):
-                yield trainer.placed(batch, mesh)
-
-        loop(itertools.repeat(ready))
-        resident, read = [], []
+        batches = source.batches(settings.batch_tokens, settings.seed)
+        if isinstance(source, Stream):
+            loop(batches)
+            before = source.waiting.seconds
+            whole, _ = loop(batches)
+            batches.close()
+            return {"standing": round((source.waiting.seconds - before) / whole, 5)}
+        there, read = [], []
         for _ in range(LOOPS):
-            resident.append(loop(itertools.repeat(ready))[0])
-            read.append(loop(stored()))
-    whole, reading = (float(np.median(column)) for column in zip(*read, strict=True))
-    lost = max(0.0, whole - float(np.median(resident)))
-    return {"share": round(lost / whole, 5), "making_ready": round(reading / whole, 5)}
+            there.append(loop(itertools.repeat(lying)))
+            read.append(loop(batches))
+        batches.close()
+    (whole, standing), (least, _) = (np.sum(part, axis=0).tolist() for part in (read, there))
+    return {
+        "standing": round(standing / whole, 5),
+        "share": round(max(0.0, 1 - least / whole), 5),
+    }
+
+
+def judged(shares: dict[str, float]) -> dict[str, Any]:
+    """Prints what became of the bar on waiting."""
+    on_gpu, met = jax.default_backend() == "gpu", max(shares.values()) < MOST_WAITING
+    said = f"stands still for {shares['standing']:.2%} of the time"
+    if "share" in shares:
+        said += f", and would be {shares['share']:.2%} shorter with a batch that lies there"
+    print(
+        f"  bar: the step waits for less than {MOST_WAITING:.0%}: the loop {said}: "
+        f"{'met' if met else 'MISSED'}"
+    )
+    if not on_gpu:
+        print(f"  bar: the step waits for less than {MOST_WAITING:.0%} on a GPU: not run here")
+    return shares | {"bar": MOST_WAITING, "met": met}
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints, writes."""
     del argv
-    if TOKENS.value % store.CHUNK_TOKENS or TOKENS.value % BATCH.value:
+    own = sizes()
+    flags.set_default(beside_torch.DTYPE, own.dtype)
+    if own.batch < 1 or own.tokens % own.batch or own.tokens % store.CHUNK_TOKENS:
         raise UserError(
-            f"The run's {TOKENS.value} tokens are no whole number of chunks of "
-            f"{store.CHUNK_TOKENS} and batches of {BATCH.value}; give a multiple of both."
+            f"The run's {own.tokens:,} tokens are no whole number of chunks of "
+            f"{store.CHUNK_TOKENS:,} and batches of {own.batch:,}; give a multiple of both."
         )
     results = {}
     for model in beside_torch.MODELS.value:
@@ -225,24 +333,18 @@ def main(argv: Sequence[str]) -> None:
         figures, seen = beside_torch.in_turns(makers)
         for name, figure in figures.items():
             figure["captured_tokens"] = seen[name]
-        title = f"{model}, {LATENTS.value:,} latents, {TOKENS.value:,} tokens"
-        verdicts = beside_torch.judge(title, figures, OURS, BARS, TOKENS.value)
+        title = f"{model}, {LATENTS.value:,} latents, {own.tokens:,} tokens"
+        verdicts = beside_torch.judge(title, figures, OURS, BARS, own.tokens)
         print("  captured tokens:", ", ".join(f"{who} {n:,}" for who, n in seen.items()))
-        shares = waiting(model)
-        met = shares["share"] < MOST_WAITING
-        print(
-            f"  bar: the step waits less than {MOST_WAITING:.0%} of the time: "
-            f"{shares['share']:.2%}, {'met' if met else 'MISSED'} (making batches ready: "
-            f"{shares['making_ready']:.2%} of the time)"
-        )
         results[model] = {
-            "tokens": TOKENS.value,
-            "batch_tokens": BATCH.value,
+            "tokens": own.tokens,
+            "batch_tokens": own.batch,
             "latents": LATENTS.value,
             "active": ACTIVE.value,
+            "streamed": own.streamed,
             "figures": figures,
             "bars": verdicts,
-            "waiting": shares | {"bar": MOST_WAITING, "met": met},
+            "waiting": judged(waiting(model)),
         }
     beside_torch.write("sae_training", results)
 

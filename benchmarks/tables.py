@@ -7,7 +7,7 @@ not run.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,18 @@ def _failed(figure: dict[str, Any]) -> str:
     return "**FAILED**: " + figure["failed"].replace("|", "\\|")
 
 
+def busy(load: float, cores: int) -> str:
+    """A note where more ran than the benchmark, which keeps each core busy itself."""
+    if load <= cores + 1:
+        return ""
+    return " **The machine was busy with other work: provisional.**"
+
+
 def machine(report: dict[str, Any]) -> str:
     """Where the figures come from."""
     loads = [result["load_average"] for result in report["results"].values()]
     used = {name: version for name, version in report["versions"].items() if version}
-    busy = max(loads) > report["cores"]
-    note = " **The machine was busy with other work: provisional.**" if busy else ""
+    note = busy(max(loads), report["cores"])
     return (
         f"{report['device']}, {report['machine']}, {report['cores']} cores, Python "
         f"{report['python']}, {', '.join(f'{n} {v}' for n, v in used.items())}; median of "
@@ -131,6 +137,20 @@ def fast_modes(report: dict[str, Any]) -> Iterator[str]:
             f"{found['from_exact']:+.5f} | {found['from_exact_in_deviations']:+.2f} | "
             f"{found['widest_on_the_curve']:.5f} |"
         )
+
+
+def sections(parts: Mapping[str, Callable[[dict[str, Any]], Iterator[str]]]) -> str:
+    """What each benchmark left, by its name, for each platform; or that it was not run there."""
+    lines: list[str] = []
+    for platform in ("cpu", "gpu"):
+        for name, table in parts.items():
+            report = read(name, platform)
+            if report is None:
+                title = PLATFORMS[platform]
+                lines += ["", f"`python -m benchmarks.{name}` was **not run** on a {title}."]
+            else:
+                lines += ["", *table(report)]
+    return "\n".join(lines) + "\n"
 
 
 def tables() -> str:

@@ -33,8 +33,11 @@ class Checkpoints:
         best = policies.BestN(
             get_metric_fn=lambda found: found["reconstruction"], reverse=True, n=1
         )
+        context = ocp.Context()
+        context.array.saving.use_compression = False  # floats hardly shrink, and it takes seconds
         self._files = ocp.training.Checkpointer(
             str(self._directory),
+            context=context,
             # The loop decides when; Orbax only writes.
             # pyrefly: ignore [bad-argument-type]  # Orbax names its protocol's argument otherwise.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),

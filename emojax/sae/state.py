@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -175,9 +175,14 @@ def start(config: SaeConfig, settings: TrainConfig, found: Batch, mesh: Mesh) ->
             "the model, and capture again into another --store."
         )
 
-    build = functools.partial(fresh, config, settings)
-    places = shardings(jax.eval_shape(build, centre, variance, scales), mesh)
-    return jax.jit(build, out_shardings=places)(centre, variance, scales)
+    return _starter(config, settings, mesh)(centre, variance, scales)
+
+
+@functools.cache
+def _starter(config: SaeConfig, settings: TrainConfig, mesh: Mesh) -> Callable[..., TrainState]:
+    """`fresh`, jitted once for all runs of a kind, with its leaves where they live."""
+    places = jax.tree.map(lambda x: x.sharding, like(config, settings, mesh))
+    return jax.jit(functools.partial(fresh, config, settings), out_shardings=places)
 
 
 def like(config: SaeConfig, settings: TrainConfig, mesh: Mesh) -> TrainState:

@@ -10,6 +10,7 @@ Adam's ε is that of Gao et al. 2024 (arXiv:2406.04093, appendix A.3).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ from emojax.sae.train_config import TrainConfig
 
 ADAM = RowAdam(b1=0.9, b2=0.999, eps=6.25e-10)
 CUTOFF_DECAY = 0.99
+ROWS = ("w_enc", "w_dec", "b_enc")
 
 
 # With memory's rate as the unit: how many times as slow the links between devices are, and how many
@@ -229,21 +231,31 @@ def fused_update(
     d_parts, d_b_dec = slopes
     work = [(x, slope, code) for slope, code in zip(d_parts, codes, strict=True)]
     n_dead = jax.lax.psum(jnp.sum(batch.dead), "latent")
-    update = functools.partial(_update_rows, params, mu, nu, step, rate, len(work))
+    n_terms = len(work)
+    rows = [{name: tree[name] for name in ROWS} for tree in trained]
+    held = (*rows, jnp.zeros_like(params["b_dec"]), jnp.zeros(()))
+
+    def plain(held: tuple) -> tuple:
+        rows, mu, nu, _, auxiliary = held
+        return *_update_rows(rows, mu, nu, step, rate, n_terms, work), auxiliary
+
+    def reviving(held: tuple) -> tuple:
+        rows, mu, nu, _, _ = held
+        own = params | rows
+        dead = losses.aux_codes(config, settings, own, batch)
+        nowhere = jnp.zeros_like(params["b_dec"])
+        part = sparse_decode(dead.values, dead.indices, own["w_dec"], nowhere)
+        found, slope = jax.value_and_grad(losses.aux_loss)(part, error)
+        extra = (x, settings.aux_coefficient * slope, dead)
+        return *_update_rows(rows, mu, nu, step, rate, n_terms, [*work, extra]), found
+
     if settings.aux_coefficient:
-
-        def revive():
-            dead = losses.aux_codes(config, settings, params, batch)
-            nowhere = jnp.zeros_like(params["b_dec"])
-            part = sparse_decode(dead.values, dead.indices, params["w_dec"], nowhere)
-            found, slope = jax.value_and_grad(losses.aux_loss)(part, error)
-            return update([*work, (x, settings.aux_coefficient * slope, dead)]), found
-
-        # A branch, because most steps of a healthy run have no dead latent to pay for.
-        updated, auxiliary = jax.lax.cond(n_dead > 0, revive, lambda: (update(work), jnp.zeros(())))
+        # Only one of the two, because most steps of a healthy run have no dead latent to pay for.
+        held = _if(n_dead == 0, plain, held)
+        held = _if(n_dead > 0, reviving, held)
     else:
-        updated, auxiliary = update(work), jnp.zeros(())
-    *rows, d_centre = updated
+        held = plain(held)
+    *rows, d_centre, auxiliary = held
     d_b_dec = jax.lax.pmean(d_b_dec, "data")
     if config.target_site is None:  # the encoder reads x - b_dec
         d_b_dec = d_b_dec - d_centre
@@ -259,6 +271,15 @@ def fused_update(
     total = sum(squared) + settings.aux_coefficient * auxiliary
     new = (rows[0] | bias[0], rows[1] | bias[1], rows[2] | bias[2])
     return new, _over_data(metrics | {"loss": total})
+
+
+def _if(condition: Array, change: Callable[[tuple], tuple], held: tuple) -> tuple:
+    """What is held, changed where the condition holds.
+
+    A loop of at most one turn: XLA changes what a loop carries in place, and copies what comes out
+    of a branch, here all rows and all moments.
+    """
+    return jax.lax.fori_loop(0, condition.astype(jnp.int32), lambda _, own: change(own), held)
 
 
 def _update_rows(

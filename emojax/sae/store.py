@@ -144,24 +144,30 @@ class Split:
         return ahead(self._batches(batch_tokens, seed, first_step), BATCHES_AHEAD, self.waiting)
 
     def _batches(self, batch_tokens: int, seed: int, first_step: int) -> Iterator[Batch]:
-        per_pass = self.steps_per_epoch(batch_tokens)
-        epoch, skip = divmod(first_step, per_pass)
+        buffers = self._buffers_from(batch_tokens, seed, first_step)
+        upcoming = next(buffers)
+        reading = self._read_chunks(upcoming[0])
         while True:
-            todo = self._pass(batch_tokens, seed, epoch)
-            while todo and skip >= todo[0][2]:
-                skip -= todo.pop(0)[2]
-            # The next buffer is read while this one is trained on.
-            reading = [self._read_chunks(ids) for ids, _, _ in todo[:1]]
-            for i, (_, order, n) in enumerate(todo):
-                futures = reading.pop()
-                if i + 1 < len(todo):
-                    reading.append(self._read_chunks(todo[i + 1][0]))
-                columns = [np.concatenate([f.result() for f in column]) for column in futures]
-                pairs = list(zip(columns[::2], columns[1::2], strict=True))
-                for j in range(skip, n):
-                    chosen = order[j * batch_tokens : (j + 1) * batch_tokens]
-                    yield Batch(*(values[chosen] * norms[chosen, None] for values, norms in pairs))
-                skip = 0
+            _, order, first, n = upcoming
+            columns = [np.concatenate([f.result() for f in column]) for column in reading]
+            pairs = list(zip(columns[::2], columns[1::2], strict=True))
+            # The next buffer, the next pass's too, is read while this one is trained on.
+            upcoming = next(buffers)
+            reading = self._read_chunks(upcoming[0])
+            for j in range(first, n):
+                chosen = order[j * batch_tokens : (j + 1) * batch_tokens]
+                yield Batch(*(values[chosen] * norms[chosen, None] for values, norms in pairs))
+
+    def _buffers_from(
+        self, batch_tokens: int, seed: int, first_step: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
+        """Endless buffers: chunks, the order of the tokens, the first batch wanted, all batches."""
+        epoch, skip = divmod(first_step, self.steps_per_epoch(batch_tokens))
+        while True:
+            for ids, order, n in self._pass(batch_tokens, seed, epoch):
+                if skip < n:
+                    yield ids, order, skip, n
+                skip = max(0, skip - n)
             epoch += 1
 
     def like(self) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from sae_toys import SAE, TRAIN, D, Interfering, K, N, activations, read_log, sp
 from emojax.errors import UserError
 from emojax.sae import coder, metrics, schedule, trainer
 from emojax.sae import state as states
-from emojax.sae.store import Split
+from emojax.sae.step import train_step
+from emojax.sae.store import Batch, Split
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,19 @@ def test_first_step_starts_from_the_untrained_dictionary(split, finished):
     state = states.start(SAE, TRAIN, states.sample(split), states.make_mesh(TRAIN, N))
     for name in ("w_enc", "b_enc", "w_dec", "b_dec"):
         np.testing.assert_allclose(state.params[name], getattr(untrained, name), rtol=1e-6)
+
+
+def test_a_fused_step_changes_rows_and_moments_in_place():
+    """What it plans beside them are two gradients and a copy of a matrix, not one of all six."""
+    sae = dataclasses.replace(SAE, d_model=128, n_latents=2048)
+    settings = dataclasses.replace(TRAIN, batch_tokens=8, update="fused")
+    mesh = states.make_mesh(settings, sae.n_latents)
+    batch = Batch(jax.ShapeDtypeStruct((8, 128), np.float32))
+    step = train_step.lower(sae, settings, 10, mesh, states.like(sae, settings, mesh), batch)
+    planned = step.compile().memory_analysis()
+    matrix = 4 * sae.n_latents * sae.d_model
+    assert planned.alias_size_in_bytes > 6 * matrix
+    assert planned.temp_size_in_bytes < 4 * matrix
 
 
 def test_rate_rises_stays_and_falls_to_nothing():
