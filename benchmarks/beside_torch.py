@@ -25,7 +25,7 @@ from emojax.lm.config import DecoderConfig
 from emojax.lm.model import LanguageModel
 
 MODELS = flags.DEFINE_list(
-    "models", ["gemma-3-270m", "smollm2-135m-instruct"], "As emojax.lm.sources.load takes them."
+    "lms", ["gemma-3-270m", "smollm2-135m-instruct"], "As emojax.lm.sources.load takes them."
 )
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and products.")
 TURNS = flags.DEFINE_integer("turns", 5, "Timed calls per contender.", lower_bound=1)

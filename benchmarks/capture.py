@@ -1,7 +1,7 @@
 """How long reading a middle layer's residual stream takes, beside PyTorch with a forward hook.
 
     python -m benchmarks.capture
-    python -m benchmarks.capture --models DIRECTORY --dtype bfloat16 --rows 32 --tokens 512
+    python -m benchmarks.capture --lms DIRECTORY --dtype bfloat16 --rows 32 --tokens 512
 
 The second is what the bars for a GPU are about. Prints a table and writes
 `benchmarks/results/capture-<platform>.json`, which `python -m benchmarks.lm_tables` puts in the

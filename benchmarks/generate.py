@@ -1,7 +1,7 @@
 """How long steered generation takes, beside `transformers.generate` with a forward hook.
 
     python -m benchmarks.generate
-    python -m benchmarks.generate --models DIRECTORY --dtype bfloat16
+    python -m benchmarks.generate --lms DIRECTORY --dtype bfloat16
 
 The second is what the bar for a GPU is about. Prints a table and writes
 `benchmarks/results/generate-<platform>.json`; `python -m benchmarks.lm_tables` puts it in the

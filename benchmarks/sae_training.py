@@ -1,6 +1,6 @@
 """Training a dictionary end to end, capture and SAE steps, beside SAELens' own training runner.
 
-    python -m benchmarks.sae_training [--models=a/directory] [--tokens=24576] [--turns=2]
+    python -m benchmarks.sae_training [--lms=a/directory] [--tokens=24576] [--turns=2]
 
 Prints a table and writes `benchmarks/results/sae_training-<platform>.json`, which
 `python -m benchmarks.sae_tables` brings into the README. Ours is what `experiments.train_sae` does:
@@ -63,10 +63,10 @@ from emojax.sae.train_config import TrainConfig
 flags.set_default(beside_torch.MODELS, ["gemma-3-270m"])
 flags.set_default(beside_torch.TURNS, 2)
 TOKENS = flags.DEFINE_integer("tokens", None, "Tokens of a run (24576; on a GPU 2097152).")
-BATCH = flags.DEFINE_integer("batch_tokens", None, "Tokens of an SAE step (2048; on a GPU 4096).")
+BATCH = flags.DEFINE_integer("step_tokens", None, "Tokens of an SAE step (2048; on a GPU 4096).")
 STREAMED = flags.DEFINE_bool("streamed", None, "Stream activations (on a GPU) or store them.")
-LATENTS = flags.DEFINE_integer("latents", 16384, "Sizes of the dictionary.")
-ACTIVE = flags.DEFINE_integer("active", 64, "Latents active on a token.")
+LATENTS = flags.DEFINE_integer("n_latents", 16384, "Sizes of the dictionary.")
+ACTIVE = flags.DEFINE_integer("k", 64, "Latents active on a token.")
 
 OURS, THEIRS, SPARSE = "emojax", "SAELens", "SAELens, sparse codes"
 BARS = (Bar(THEIRS, cpu=1.5, gpu=3.0), Bar(SPARSE, cpu=1.5, gpu=3.0))

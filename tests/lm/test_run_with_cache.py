@@ -50,12 +50,10 @@ def test_hook_names_lead_to_their_sites():
 
 def test_places_are_written_in_several_ways():
     for place in (Tap(3, "z"), (3, "z"), ("z", 3), "blocks.3.attn.hook_z"):
-        assert tap_of(place) == Tap(3, "z")
+        assert tap_of(place, 4) == Tap(3, "z")
     for place in (3, [3, "z"], (3,), None):
-        with pytest.raises(
-            UserError, match=r"is no place in a model; give .layer, site. or a hook"
-        ):
-            tap_of(place)
+        with pytest.raises(UserError, match=r"is no place in a model; give .*or a hook name"):
+            tap_of(place, 4)
 
 
 def test_chosen_taps_and_interventions(lm):
@@ -100,7 +98,7 @@ def test_patches_from_a_cache(lm):
 def test_what_cannot_be_read(lm):
     for prompts, taps, message in (
         ([], None, "no prompt"),
-        ("so", None, "A list of texts .* 'so' is a single one; put it in brackets"),
+        ("so", None, "A list of texts.* 'so' is a single one; put it in brackets"),
         ([[2], []], None, "Row 1"),
         ([[2]], ["blocks.3.hook_resid_pre"], "layer 3"),
         ([[2]], [(0, "attn")], "site 'attn'"),

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_benchmark_runs_and_writes_what_became_of_its_bars(name, how, tmp_path):
     pytest.importorskip("torch")
     tiny_gguf.write(tmp_path / "tiny.gguf")
-    command = [sys.executable, "-m", f"benchmarks.{name}", f"--models={tmp_path / 'tiny.gguf'}"]
+    command = [sys.executable, "-m", f"benchmarks.{name}", f"--lms={tmp_path / 'tiny.gguf'}"]
     command += ["--turns=1", f"--output={tmp_path}", *how]
     environment = os.environ | {"EMOJAX_CACHE": str(tmp_path)}
     done = subprocess.run(
