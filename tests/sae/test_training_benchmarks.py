@@ -100,7 +100,7 @@ def test_sizes_and_types_are_those_of_the_platform_but_for_what_is_asked(options
 def test_what_a_step_waits_for_is_measured(streamed, options, monkeypatch, capsys):
     """Stored and streamed activations of a toy model; the other side is not needed for it."""
     options.tokens, options.step_tokens, options.streamed = 4096, 1024, streamed
-    options.latents, options.active = 128, 4
+    options.n_latents, options.k = 128, 4
     lm = language_model()
     monkeypatch.setattr(sae_training, "ROW_TOKENS", 32)
     monkeypatch.setattr(sae_training, "LOOPS", 1)
