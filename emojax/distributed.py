@@ -4,11 +4,12 @@ Programs that can run so import this module, which defines its flags, and call `
 anything else. Without the flags, on one machine, nothing happens.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from emojax.errors import UserError
 

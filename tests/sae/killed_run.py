@@ -10,6 +10,7 @@ STEP is written, before its folder gets its name or, in a bucket, the object tha
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from etils import epath
@@ -32,9 +33,14 @@ else:
     source = split_of(FOLDER / "store", activations(2560))
 if POINT == "step":
     batches = type(source).batches
+    saved = STEP // TRAIN.checkpoint_every * TRAIN.checkpoint_every
+    whole = FOLDER / "run" / "checkpoints" / str(saved) / "commit_success.txt"
 
     def dying(self, batch_tokens, seed, first_step=0):
         for step, batch in enumerate(batches(self, batch_tokens, seed, first_step), first_step):
+            # To a bucket a checkpoint is sent for longer than the few steps since take.
+            while step == STEP and files.is_address(FOLDER) and not whole.exists():
+                time.sleep(0.05)
             if step == STEP:
                 die()
             yield batch
