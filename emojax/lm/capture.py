@@ -216,6 +216,7 @@ def _passes(
 ) -> Iterator[tuple[Batch, dict[Tap, Array]]]:
     """Each batch with what the taps read; the next one is under way while one is looked at."""
     under_way: tuple[Batch, dict[Tap, Array]] | None = None
+    params = decoder.by_layer(lm.params)  # once for all batches
     with tqdm(
         total=sum(map(len, rows)), desc=label, unit="token", unit_scale=True, disable=label is None
     ) as bar:
@@ -229,7 +230,7 @@ def _passes(
                 batch.mask.sum(axis=1),
                 batch.mask.shape[1],
             )
-            read = _dispatch(lm.config, lm.params, batch.tokens, batch.mask, taps, prepared)
+            read = _dispatch(lm.config, params, batch.tokens, batch.mask, taps, prepared)
             if under_way is not None:
                 bar.update(int(under_way[0].mask.sum()))
                 yield under_way
