@@ -65,10 +65,10 @@ def run_cached(model, tokens, mask, prefill):
                 tokens[:, start:stop],
                 attention_mask=mask[:, :stop],
                 position_ids=positions[:, start:stop],
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
             )
-        cache = out.past_key_values
+        cache = out.cache
         read.append(out.logits[:, -1].numpy())
     return np.stack(read, axis=1)
 
