@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from emojax import files
@@ -22,7 +23,7 @@ from emojax.lm.model import LanguageModel
 from emojax.sae import artefact as artefacts
 from emojax.sae import corpus, metrics, state, store, text_stream, trainer
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
-from emojax.sae.stream import Stream
+from emojax.sae.stream import ActivationsConfig, Stream, own_mesh
 
 if TYPE_CHECKING:
     from emojax.config import Config
@@ -78,8 +79,10 @@ def run_all(
       KeyboardInterrupt: a signal came; the same call goes on.
     """
     first = next(iter(configs.values()))
-    data, streamed = first.data, first.activations.streamed
+    data, activations = first.data, first.activations
+    streamed = activations.streamed
     _check_together(configs)
+    own = own_mesh(state.make_mesh(first.train, first.sae.n_latents), activations.model_shards)
     for name, config in configs.items():
         state.make_mesh(config.train, config.sae.n_latents)
         for folder in (out / name, artefact / name):
@@ -89,7 +92,7 @@ def run_all(
                 partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     corpus.check_languages([language for language, _ in corpora], data)
     texts = [corpus.read(language, path, hold=not streamed) for language, path in corpora]
-    lm = sources.load(first.sae.model)
+    lm = sources.load(first.sae.model, dtype=jnp.dtype(activations.model_dtype), mesh=own)
     for config in configs.values():
         _check_fits(config.sae, lm)
     if streamed:
@@ -97,13 +100,17 @@ def run_all(
     else:
         rows = corpus.draw(lm, texts, data)
     origin: dict[str, Any] = {
-        "model": {"name": lm.name, "fingerprint": lm.fingerprint},
+        "model": {"name": lm.name, "fingerprint": lm.fingerprint} | _named_dtype(activations),
         "data": dataclasses.asdict(data),
         "corpora": corpus.record(texts),
         "text": {split: part.digest for split, part in rows.items()},
     }
     if streamed:
-        origin["activations"] = dataclasses.asdict(first.activations)
+        # The model's type is said of the model, and over how much it is split is no trait of a run.
+        told = dataclasses.asdict(activations)
+        origin["activations"] = {
+            n: told[n] for n in told if n not in ("model_dtype", "model_shards")
+        }
     found = {name: _finished(artefact / name, configs[name], origin) for name in configs}
     todo = {name: configs[name] for name, evaluation in found.items() if evaluation is None}
     if jax.process_count() > 1:  # Nobody writes before all have looked.
@@ -115,7 +122,8 @@ def run_all(
     if store_dir is None:
         sites = "-".join(f"{tap.layer}-{tap.site}" for tap in taps)
         digest = next(iter(rows.values())).digest[:12]
-        store_dir = files.cache_dir() / "activations" / f"{lm.name}-{sites}-{digest}"
+        parts = (lm.name, *_named_dtype(activations).values(), sites, digest)
+        store_dir = files.cache_dir() / "activations" / "-".join(parts)
     held = _first_process_first(
         functools.partial(store.capture_taps, lm, taps, rows, store_dir, limit_gib=data.store_gib)
     )
@@ -168,6 +176,12 @@ def _check_together(configs: Mapping[str, "Config"]) -> None:
             "Streamed activations serve one dictionary; set activations.streamed=false, so that "
             "all of them are trained on stored ones."
         )
+
+
+def _named_dtype(activations: ActivationsConfig) -> dict[str, str]:
+    """The type of the model's weights for records, in which none has always meant float32."""
+    dtype = activations.model_dtype
+    return {} if dtype == "float32" else {"dtype": dtype}
 
 
 def _taps(sae: SaeConfig) -> list[Tap]:

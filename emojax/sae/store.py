@@ -266,6 +266,7 @@ def identity(lm: LanguageModel, taps: Sequence[Tap], rows: Mapping[str, Rows]) -
         "format": FORMAT,
         "model": lm.name,
         "fingerprint": lm.fingerprint,
+        "model_dtype": lm.params["embed"].dtype.name,
         "taps": sorted({_named(tap) for tap in taps}),
         "d_model": lm.config.d_model,
         "languages": list(next(iter(rows.values())).names),
@@ -479,7 +480,8 @@ def _read_state(directory: Path | str, wanted: Mapping[str, Any]) -> dict[str, A
         if found.result().state == "missing":
             return None
         state = json.loads(found.result().value)
-        holds = dict(state["holds"])
+        # Stores that do not say it are of models in float32.
+        holds = {"model_dtype": "float32"} | dict(state["holds"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"The activation store's {directory}/store.json cannot be read ({error}); remove the "

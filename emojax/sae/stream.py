@@ -6,9 +6,9 @@ model, on the process' own devices) → `_gather` (what is padding or special is
 batch is on its way there while the last step is computed.
 
 Every process reads text of its own and captures on its own devices, as many tokens as its share of
-a batch; processes meet in `mixing.draw`. So the model must fit into one host's devices, and a run
-goes on with another number of devices, token for token, but with as many processes: each one's part
-of the text is its own.
+a batch; processes meet in `mixing.draw`. So the model must fit into one host's devices, over which
+it is split as `model_shards` says, and a run goes on with another number of devices, token for
+token, but with as many processes: each one's part of the text is its own.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from emojax.errors import UserError
-from emojax.lm import capture
+from emojax.lm import capture, sharding
 from emojax.lm.capture import Tap
 from emojax.lm.config import DecoderConfig
 from emojax.lm.model import LanguageModel
@@ -39,6 +39,9 @@ from emojax.sae.packing import Pack, Packer, TextStream
 from emojax.sae.store import Batch
 
 DTYPES = ("float16", "bfloat16", "float32")
+MODEL_DTYPES = ("float32", "bfloat16")
+# The axes of a process' own mesh: rows, and what a copy of the language model is split over.
+OWN = ("data", "model")
 PACKS_AHEAD = 2
 BATCHES_AHEAD = 2
 
@@ -56,22 +59,46 @@ class ActivationsConfig:
       buffer_tokens: tokens in the shuffling buffer, a multiple of the batch is used.
       capture_tokens: tokens per forward pass, padding included.
       dtype: of the unit vectors in the buffer.
+      model_dtype: of the language model's weights as they are loaded to be captured from, stored
+        activations too: one of `MODEL_DTYPES`.
+      model_shards: devices of one host over which a copy of the language model is split, heads and
+        MLP units; the host's other devices hold copies and share its rows.
     """
 
     streamed: bool = False
     buffer_tokens: int = 131_072
     capture_tokens: int = 8192
     dtype: str = "float16"
+    model_dtype: str = "float32"
+    model_shards: int = 1
 
     def __post_init__(self):
-        for name in ("buffer_tokens", "capture_tokens"):
+        for name in ("buffer_tokens", "capture_tokens", "model_shards"):
             if getattr(self, name) < 1:
                 raise UserError(f"The activations' {name} is {getattr(self, name)}; give a number.")
-        if self.dtype not in DTYPES:
-            raise UserError(
-                f"The activations' dtype {self.dtype!r} is unknown; choose one of "
-                f"{', '.join(DTYPES)}."
-            )
+        for name, known in (("dtype", DTYPES), ("model_dtype", MODEL_DTYPES)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"The activations' {name} {getattr(self, name)!r} is unknown; choose one of "
+                    f"{', '.join(known)}."
+                )
+
+
+def own_mesh(mesh: Mesh, model_shards: int) -> Mesh:
+    """This process' devices of the trainer's mesh, in its order, with the axes `OWN`.
+
+    Raises:
+      UserError: the shards do not divide them.
+    """
+    devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    if len(devices) % model_shards:
+        raise UserError(
+            f"A copy of the language model cannot be split over {model_shards} of the "
+            f"{len(devices)} devices that a host trains on; set activations.model_shards to a "
+            "number that divides them."
+        )
+    grid = np.array(devices).reshape(-1, model_shards)
+    return Mesh(grid, OWN, axis_types=(AxisType.Auto,) * 2)
 
 
 class Stream:
@@ -91,7 +118,8 @@ class Stream:
         """A stream from the beginning of a text.
 
         Args:
-          lm: the language model.
+          lm: the language model, in the type in which it is to be read; it is moved to where
+            `own_mesh` wants it if it is not there.
           taps: what is read, and what a transcoder is to make of it if there are two.
           text: this process' rows.
           config: sizes.
@@ -100,7 +128,8 @@ class Stream:
           mesh: the trainer's.
 
         Raises:
-          UserError: a tap is not there, the mesh does not divide the batch, or the buffer is small.
+          UserError: a tap is not there, the mesh does not divide the batch, the buffer is small, or
+            the model cannot be split so.
         """
         capture.check_taps(lm.config, taps)
         if batch_tokens % mesh.size:
@@ -117,10 +146,10 @@ class Stream:
         self.width, self.has_target = lm.config.d_model, len(taps) > 1
         self.waiting = Stopwatch()
         self._lm, self._taps, self._tokens, self._mesh = lm, tuple(taps), tokens, mesh
-        devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-        self._own = Mesh(np.array(devices), ("device",), axis_types=(AxisType.Auto,))
-        self._params = jax.device_put(lm.params, NamedSharding(self._own, P()))
-        self._packer = Packer(lm, text, config.capture_tokens, len(devices))
+        self._own = own_mesh(mesh, config.model_shards)
+        self._params = sharding.shard_params(lm.config, lm.params, self._own)
+        # Of all devices, so that the same rows are packed together however the model is split.
+        self._packer = Packer(lm, text, config.capture_tokens, self._own.size)
         self._batch_tokens, self._dtype = batch_tokens, config.dtype
         self._like = mixing.shapes(mesh, len(taps), batch_tokens, depth, self.width, config.dtype)
         self._buffer: Buffer | None = None
@@ -254,8 +283,7 @@ class Stream:
 
     def _read(self, pack: Pack) -> "_Read":
         """Starts a forward pass over the process' devices."""
-        rows = NamedSharding(self._own, P("device"))
-        tokens, mask = jax.device_put((pack.tokens, pack.mask), rows)
+        tokens, mask = sharding.shard_rows(self._own, pack.tokens, pack.mask)
         sites = _capture(self._lm.config, self._taps, self._params, tokens, mask)
         return _Read(sites, pack.kept, pack.numbers)
 
@@ -315,7 +343,7 @@ def _gather(
         inside = (place >= 0) & (place < count)
         wide = Fresh(inside[:, None], inside, inside, inside)
         new = jax.tree.map(jnp.where, wide, new, fresh)
-    there = jax.tree.map(lambda spec: NamedSharding(own, spec), _fresh_specs("device"))
+    there = jax.tree.map(lambda spec: NamedSharding(own, spec), _fresh_specs(OWN))
     return jax.lax.with_sharding_constraint(new, there)
 
 

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from emojax.files import Place
-from emojax.lm import decoder
+from emojax.lm import decoder, sharding
 from emojax.lm.capture import Tap
 from emojax.lm.config import DecoderConfig, Rope
 from emojax.lm.model import LanguageModel
@@ -112,14 +114,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<bos>", unk_token="<unk>")
 
 
-def language_model(d_model: int = D, name: str = "toy") -> LanguageModel:
+def language_model(d_model: int = D, name: str = "toy", n_heads: int = 2) -> LanguageModel:
     """A random decoder of two layers."""
     config = DecoderConfig(
         vocab_size=len(LETTERS) + 2,
         n_layers=2,
         d_model=d_model,
         d_ff=32,
-        n_heads=2,
+        n_heads=n_heads,
         n_kv_heads=1,
         head_dim=8,
         context=64,
@@ -133,6 +135,15 @@ def language_model(d_model: int = D, name: str = "toy") -> LanguageModel:
     )
     params = decoder.init(config, jax.random.key(0))
     return LanguageModel(name, config, params, tokenizer(), Path(), "f" * 64)
+
+
+def load(name: str, *, dtype: Any = np.float32, mesh: Mesh | None = None) -> LanguageModel:
+    """`sources.load` of the toy."""
+    lm = language_model(name=name)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), lm.params)
+    if mesh is not None:
+        params = sharding.shard_params(lm.config, params, mesh)
+    return dataclasses.replace(lm, params=params)
 
 
 def two_processes(arguments: Callable[[str, str], list[str]]) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sae_toys import SAE, TRAIN, corpora, language_model, read_log, two_processes
+from sae_toys import SAE, TRAIN, corpora, language_model, load, read_log, two_processes
 
 from emojax.config import Config, override, sweep
 from emojax.errors import UserError
@@ -25,7 +25,7 @@ CONFIG = Config(
 
 @pytest.fixture(autouse=True)
 def toy_model(monkeypatch):
-    monkeypatch.setattr(sources, "load", lambda name: language_model())
+    monkeypatch.setattr(sources, "load", load)
 
 
 def start(tmp_path, texts, name="artefact", config=CONFIG):
@@ -70,6 +70,33 @@ def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
     lines = (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()
     assert len(lines) == CONFIG.data.tokens // TRAIN.batch_tokens
     assert all(0 <= json.loads(line)["input_wait"] <= 1 for line in lines)
+
+
+def test_a_model_in_bfloat16_is_on_record_and_its_store_is_another(tmp_path):
+    texts = corpora(tmp_path)
+    short = override(CONFIG, ["train.epochs=1", "data.tokens=3000"])
+    half = override(short, ["activations.model_dtype=bfloat16"])
+    start(tmp_path, texts, config=half)
+    record = artefact.load(tmp_path / "artefact").record
+    assert record["model"]["dtype"] == "bfloat16"
+    folders = {"out": tmp_path / "other", "artefact": tmp_path / "other" / "artefact"}
+    with pytest.raises(UserError, match=r"another model_dtype \(bfloat16, not float32\)"):
+        pipeline.run(short, texts, **folders, store_dir=tmp_path / "store", command="…")
+    # One made before its type was written down is of float32.
+    place = tmp_path / "store" / "store.json"
+    state = json.loads(place.read_text())
+    del state["holds"]["model_dtype"]
+    place.write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"another model_dtype \(float32, not bfloat16\)"):
+        start(tmp_path, texts, "again", config=half)
+    pipeline.run(short, texts, **folders, store_dir=tmp_path / "store", command="…")
+    assert "dtype" not in artefact.load(folders["artefact"]).record["model"]
+
+
+def test_a_model_that_cannot_be_split_so_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "load", lambda *_, **__: pytest.fail("the model was read"))
+    with pytest.raises(UserError, match=r"over 3 of the 1 devices .* activations\.model_shards"):
+        start(tmp_path, corpora(tmp_path), config=override(CONFIG, ["activations.model_shards=3"]))
 
 
 def test_several_dictionaries_are_trained_from_one_capture_and_finished_ones_kept(

@@ -205,6 +205,8 @@ def test_what_does_not_fit_is_refused(lm, rows):
         opened(lm, rows).steps_per_epoch(TOKENS + 1)
     with pytest.raises(UserError, match="dtype 'int8'"):
         ActivationsConfig(dtype="int8")
+    with pytest.raises(UserError, match="model_dtype 'float16'"):
+        ActivationsConfig(model_dtype="float16")
     with pytest.raises(UserError, match="capture_tokens is 0"):
         ActivationsConfig(capture_tokens=0)
 
