@@ -11,18 +11,21 @@ Download google/gemma-2-9b-it from Hugging Face into `models/gemma-2-9b-it`. Its
       --corpus en=en.txt.gz,zh=zh.txt.gz \
       --set sae.n_latents=4096 --set data.tokens=200000 --set train.batch_tokens=512
 
-One GPU with room for them and for the dictionary, as configured:
+One GPU, the dictionary as configured and the weights in bfloat16, which need half of that:
 
     python -m experiments.train_sae --config configs/gemma2_9b_it.py \
-      --corpus en=en.txt.gz,zh=zh.txt.gz
+      --corpus en=en.txt.gz,zh=zh.txt.gz --set activations.model_dtype=bfloat16
 
-A TPU pod (v5p or tpu7x, since each host reads the model onto its first device): the same command on
-every host, with the corpora and the folders on a disk that all of them see; 16 devices here, each
-with an eighth of the latents and half of the tokens (`tpu/README.md`):
+A TPU pod, the same command on every host; 16 v5e devices here, each with an eighth of the latents
+and half of the tokens. Each host captures from a copy of its own, in bfloat16 and split over its
+four devices; run and result go to a bucket, and the corpora lie where all hosts see them
+(`tpu/README.md`):
 
     python -m experiments.train_sae --config configs/gemma2_9b_it.py \
       --corpus en=en.txt.gz,zh=zh.txt.gz --distributed \
-      --out /shared/gemma2_9b_it --store /shared/gemma2_9b_it/activations \
+      --out gs://BUCKET/gemma2_9b_it --store gs://BUCKET/gemma2_9b_it/heldout \
+      --set activations.streamed=true --set activations.model_dtype=bfloat16 \
+      --set activations.model_shards=4 --set data.tokens=16000000 --set train.epochs=1 \
       --set train.data_shards=2 --set train.latent_shards=8
 """
 

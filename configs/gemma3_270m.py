@@ -18,13 +18,15 @@ One GPU: a wider one, in larger batches:
       --out runs/gemma3_270m_16k --set sae.n_latents=16384 --set train.batch_tokens=4096 \
       --set train.learning_rate=none
 
-A TPU pod, the same command on every host, with the corpora and the folders on a disk that all of
-them see; 16 devices here, each with an eighth of the latents and half of the tokens
-(`tpu/README.md`):
+A TPU pod, the same command on every host; 16 v5e devices here, each with an eighth of the latents
+and half of the tokens. Each captures from a copy of its own, in bfloat16; run and result go to a
+bucket, and the corpora lie where all hosts see them (`tpu/README.md`):
 
     python -m experiments.train_sae --config configs/gemma3_270m.py \
       --corpus en=en_novels_pd_30mb.txt.gz,en=goemo_train.tsv,zh=zh_smile_cc0_40mb.txt.gz \
-      --distributed --out /shared/gemma3_270m --store /shared/gemma3_270m/activations \
+      --distributed --out gs://BUCKET/gemma3_270m --store gs://BUCKET/gemma3_270m/heldout \
+      --set activations.streamed=true --set activations.model_dtype=bfloat16 \
+      --set activations.model_shards=1 --set data.tokens=6000000 --set train.epochs=1 \
       --set sae.n_latents=16384 --set train.batch_tokens=4096 --set train.learning_rate=none \
       --set train.data_shards=2 --set train.latent_shards=8
 """

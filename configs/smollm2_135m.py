@@ -16,13 +16,15 @@ One GPU: a wider one, in larger batches:
       --corpus en=en_novels_pd_30mb.txt.gz,en=goemo_train.tsv --out runs/smollm2_135m_16k \
       --set sae.n_latents=16384 --set train.batch_tokens=4096
 
-A TPU pod, the same command on every host, with the corpora and the folders on a disk that all of
-them see; 16 devices here, each with an eighth of the latents and half of the tokens
-(`tpu/README.md`):
+A TPU pod, the same command on every host; 16 v5e devices here, each with an eighth of the latents
+and half of the tokens. Each captures from a copy of its own, in bfloat16; run and result go to a
+bucket, and the corpora lie where all hosts see them (`tpu/README.md`):
 
     python -m experiments.train_sae --config configs/smollm2_135m.py \
       --corpus en=en_novels_pd_30mb.txt.gz,en=goemo_train.tsv \
-      --distributed --out /shared/smollm2_135m --store /shared/smollm2_135m/activations \
+      --distributed --out gs://BUCKET/smollm2_135m --store gs://BUCKET/smollm2_135m/heldout \
+      --set activations.streamed=true --set activations.model_dtype=bfloat16 \
+      --set activations.model_shards=1 --set data.tokens=6000000 --set train.epochs=1 \
       --set sae.n_latents=16384 --set train.batch_tokens=4096 \
       --set train.data_shards=2 --set train.latent_shards=8
 """

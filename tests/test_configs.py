@@ -25,6 +25,7 @@ def test_the_docstring_trains_on_a_laptop_a_gpu_and_a_pod(path):
     commands = [shlex.split(line) for line in lines if "experiments.train_sae" in line]
     assert len(commands) == 3
     for words in commands:
+        assert words[:3] == ["python", "-m", "experiments.train_sae"]
         assert words[3:5] == ["--config", f"configs/{path.stem}.py"]
         sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
         loaded = config.load(path, sets)
@@ -33,6 +34,13 @@ def test_the_docstring_trains_on_a_laptop_a_gpu_and_a_pod(path):
         assert ("--distributed" in words) == (words is commands[-1])
         assert loaded.train.batch_tokens % shards[0] == 0
         assert loaded.sae.n_latents % shards[1] == 0
+    # Of a pod no host needs a disk, and each captures from a copy on its own four devices.
+    assert loaded.activations.streamed
+    assert loaded.activations.model_dtype == "bfloat16"
+    assert loaded.activations.model_shards in (1, 4)
+    assert loaded.activations.buffer_tokens >= 2 * loaded.train.batch_tokens
+    places = [words[words.index(name) + 1] for name in ("--out", "--store")]
+    assert all(place.startswith(f"gs://BUCKET/{path.stem}") for place in places)
 
 
 def test_overrides_are_typed_by_the_annotation():
