@@ -21,6 +21,7 @@ from safetensors.numpy import save as serialised
 
 from emojax.errors import UserError
 from emojax.files import Place, atomic, is_address, place, require_room, sha256, writable_dir
+from emojax.lm import decoder
 from emojax.lm.model import LanguageModel
 from emojax.sae import card, coder
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
@@ -183,10 +184,11 @@ def check_fits(config: SaeConfig, lm: LanguageModel) -> None:
     Raises:
       UserError: the widths differ, or the model has too few layers.
     """
-    if config.d_model != lm.config.d_model:
+    width = decoder.site_width(lm.config, config.site)
+    if config.d_model != width:
         raise UserError(
             f"The dictionary reads activations of width {config.d_model} ({config.model}) but "
-            f"{lm.name} has width {lm.config.d_model}; use it with {config.model}, or train one "
+            f"{lm.name} has width {width}; use it with {config.model}, or train one "
             "with experiments.train_sae."
         )
     if config.layer >= lm.config.n_layers:

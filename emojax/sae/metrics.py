@@ -138,7 +138,7 @@ def loss_recovered(
     """
     splices = {
         "clean": None,
-        "zero_ablated": Splice(tap, _replaced, jnp.zeros(lm.config.d_model)),
+        "zero_ablated": Splice(tap, _replaced, jnp.zeros(len(mean))),
         "mean_ablated": Splice(tap, _replaced, jnp.asarray(mean)),
     }
     splices |= {name: Splice(tap, _reconstructed, sae) for name, sae in dictionaries.items()}

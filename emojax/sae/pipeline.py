@@ -17,13 +17,13 @@ from jax.experimental import multihost_utils
 
 from emojax import files
 from emojax.errors import UserError
-from emojax.lm import decoder, sources
+from emojax.lm import sources
 from emojax.lm.capture import Tap, check_taps
 from emojax.lm.model import LanguageModel
 from emojax.sae import artefact as artefacts
 from emojax.sae import corpus, metrics, state, store, text_stream, trainer
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
-from emojax.sae.stream import ActivationsConfig, Stream, own_mesh
+from emojax.sae.stream import ActivationsConfig, Stream, own_mesh, width_of
 
 if TYPE_CHECKING:
     from emojax.config import Config
@@ -191,17 +191,11 @@ def _taps(sae: SaeConfig) -> list[Tap]:
 
 def _check_fits(sae: SaeConfig, lm: LanguageModel) -> None:
     check_taps(lm.config, _taps(sae))
-    for tap in _taps(sae):
-        width = decoder.site_width(lm.config, tap.site)
-        if width != lm.config.d_model:
-            raise UserError(
-                f"The site {tap.site} of {lm.name} is {width} wide and its residual stream "
-                f"{lm.config.d_model}; set sae.site to one that is as wide."
-            )
-    if sae.d_model != lm.config.d_model:
+    width = width_of(lm.config, _taps(sae))
+    if sae.d_model != width:
         raise UserError(
-            f"The SAE's d_model is {sae.d_model} but {lm.name} is {lm.config.d_model} wide; set "
-            f"sae.d_model={lm.config.d_model}."
+            f"The SAE's d_model is {sae.d_model} but {sae.site} of {lm.name} is {width} wide; set "
+            f"sae.d_model={width}."
         )
 
 

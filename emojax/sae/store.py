@@ -3,13 +3,13 @@
 A store is a folder, local or `gs://`: `store.json` (what it holds and how far the capture is) and,
 for each split, zarr3 arrays written by TensorStore with a checksum per chunk: `token_ids`,
 `positions`, `rows` int32, `languages` uint8, and for each tap, in a folder such as `9.resid_post`,
-`values` [tokens, d_model] float16 unit vectors and `norms` [tokens] float32. All taps are read in
+`values` [tokens, width] float16 unit vectors and `norms` [tokens] float32. All taps are read in
 one pass of the language model. Special tokens (BOS, padding) are never stored.
 """
 
 import dataclasses
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from emojax.errors import UserError
 from emojax.files import require_room, writable_dir
+from emojax.lm import decoder
 from emojax.lm.capture import Tap, check_taps, stream
 from emojax.lm.model import LanguageModel
 from emojax.sae import interrupt
@@ -37,7 +38,7 @@ _CONTEXT = ts.Context()
 
 
 class Batch(NamedTuple):
-    """Raw activations `[tokens, d_model]`, and those of a transcoder's target site."""
+    """Raw activations `[tokens, width]`, and those of a transcoder's target site."""
 
     x: Any
     target: Any = None
@@ -345,7 +346,8 @@ def capture_taps(
     if state is not None:
         wanted, done = state["holds"], state["done"]
     else:
-        size = sum(totals.values()) * (len(wanted["taps"]) * (2 * lm.config.d_model + 4) + 13)
+        widths = [decoder.site_width(lm.config, tap.site) for tap in set(taps)]
+        size = sum(totals.values()) * (sum(2 * width + 4 for width in widths) + 13)
         if size > limit_gib * 2**30:
             raise UserError(
                 f"The activations would fill {size / 2**30:.1f} GiB and data.store_gib allows "
@@ -356,11 +358,12 @@ def capture_taps(
         _write_state(directory, wanted, done)
     named = (name.split(".") for name in wanted["taps"])
     held = {f"{layer}.{site}": Tap(int(layer), site) for layer, site in named}
+    widths = {name: decoder.site_width(lm.config, tap.site) for name, tap in held.items()}
     opened = {}
     with interrupt.requested() as stop:
         for split, part in rows.items():
-            shape = (totals[split], lm.config.d_model)
-            arrays = opened[split] = _arrays(f"{directory}/{split}", held, shape, chunk_tokens)
+            place = f"{directory}/{split}"
+            arrays = opened[split] = _arrays(place, widths, totals[split], chunk_tokens)
             progress = tqdm(
                 total=totals[split],
                 initial=done[split]["tokens"],
@@ -436,14 +439,14 @@ def _write(arrays: Mapping[str, Any], columns: Mapping[str, np.ndarray], start: 
 
 
 def _arrays(
-    directory: str, taps: Iterable[str], shape: tuple[int, int], chunk_tokens: int
+    directory: str, widths: Mapping[str, int], tokens: int, chunk_tokens: int
 ) -> dict[str, Any]:
-    """Opens a split's zarr3 arrays, or makes them."""
-    tokens, d_model = shape
-    kinds = COLUMNS | {f"{tap}/{name}": kind for tap in taps for name, kind in TAP_COLUMNS.items()}
+    """Opens a split's zarr3 arrays, or makes them, `widths` of each tap's values."""
+    kinds = COLUMNS | {f"{tap}/{name}": k for tap in widths for name, k in TAP_COLUMNS.items()}
     arrays = {}
     for name, dtype in kinds.items():
-        tail = [d_model] if name.endswith("/values") else []
+        tap, _, column = name.partition("/")
+        tail = [widths[tap]] if column == "values" else []
         chunks = {"chunk_shape": [chunk_tokens, *tail]}
         arrays[name] = ts.open(
             {

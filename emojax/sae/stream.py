@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from emojax.errors import UserError
-from emojax.lm import capture, sharding
+from emojax.lm import capture, decoder, sharding
 from emojax.lm.capture import Tap
 from emojax.lm.config import DecoderConfig
 from emojax.lm.model import LanguageModel
@@ -84,6 +84,22 @@ class ActivationsConfig:
                 )
 
 
+def width_of(config: DecoderConfig, taps: Sequence[Tap]) -> int:
+    """Numbers per activation at the sites that a dictionary reads and, a transcoder, writes.
+
+    Raises:
+      UserError: the two are not of one width.
+    """
+    widths = [decoder.site_width(config, tap.site) for tap in taps]
+    if len(set(widths)) > 1:
+        raise UserError(
+            f"The transcoder would read {taps[0].site}, which is {widths[0]} wide, and write "
+            f"{taps[1].site}, which is {widths[1]} wide; set sae.site and sae.target_site to two "
+            "of one width."
+        )
+    return widths[0]
+
+
 def own_mesh(mesh: Mesh, model_shards: int) -> Mesh:
     """This process' devices of the trainer's mesh, in its order, with the axes `OWN`.
 
@@ -128,8 +144,8 @@ class Stream:
           mesh: the trainer's.
 
         Raises:
-          UserError: a tap is not there, the mesh does not divide the batch, the buffer is small, or
-            the model cannot be split so.
+          UserError: a tap is not there, two are not of one width, the mesh does not divide the
+            batch, the buffer is small, or the model cannot be split so.
         """
         capture.check_taps(lm.config, taps)
         if batch_tokens % mesh.size:
@@ -143,7 +159,7 @@ class Stream:
                 f"The buffer of {config.buffer_tokens:,} tokens does not hold two batches of "
                 f"{batch_tokens:,}; set activations.buffer_tokens higher."
             )
-        self.width, self.has_target = lm.config.d_model, len(taps) > 1
+        self.width, self.has_target = width_of(lm.config, taps), len(taps) > 1
         self.waiting = Stopwatch()
         self._lm, self._taps, self._tokens, self._mesh = lm, tuple(taps), tokens, mesh
         self._own = own_mesh(mesh, config.model_shards)
@@ -303,7 +319,7 @@ class Stream:
 class _Read(NamedTuple):
     """A forward pass under way, and which of its tokens are kept."""
 
-    sites: Float[Array, "sites rows time d_model"]
+    sites: Float[Array, "sites rows time width"]
     kept: Int[Any, " places"]
     numbers: Int[Any, " filled"]
 
@@ -315,7 +331,7 @@ def _capture(
     params: Any,
     tokens: Int[Array, "rows time"],
     mask: Bool[Array, "rows time"],
-) -> Float[Array, "sites rows time d_model"]:
+) -> Float[Array, "sites rows time width"]:
     read = capture.capture(config, params, tokens, mask, taps)
     return jnp.stack([read[tap] for tap in taps])
 

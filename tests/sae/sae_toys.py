@@ -66,7 +66,8 @@ def split_of(
 ) -> Split:
     """Raw activations as a stored split."""
     sites = {"0.in": x} | ({} if target is None else {"0.out": target})
-    arrays = store._arrays(str(directory), sites, x.shape, CHUNK)
+    widths = {name: raw.shape[1] for name, raw in sites.items()}
+    arrays = store._arrays(str(directory), widths, len(x), CHUNK)
     zeros = np.zeros(len(x), np.int32)
     columns = dict.fromkeys(store.COLUMNS, zeros)
     columns["languages"] = zeros if languages is None else languages

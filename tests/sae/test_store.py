@@ -1,15 +1,17 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tensorstore as ts
-from sae_toys import CHUNK, activations, language_model, split_of, text_rows
+from sae_toys import CHUNK, activations, language_model, load, split_of, text_rows
 
 from emojax.errors import UserError
 from emojax.lm.capture import Tap, capture
@@ -123,6 +125,22 @@ def test_a_store_of_something_else_is_refused_and_kept(lm, rows, captured, chang
         store.capture(*change(lm, rows), directory, limit_gib=1.0, chunk_tokens=CHUNK)
     again = store.capture(lm, TAP, rows, directory, limit_gib=1.0, chunk_tokens=CHUNK)
     same(again["heldout"], whole["heldout"])
+
+
+def test_a_model_in_bfloat16_has_a_store_of_its_own(lm, rows, captured, tmp_path):
+    whole, directory = captured
+    half = load("toy", dtype=ml_dtypes.bfloat16)
+    with pytest.raises(UserError, match=r"another model_dtype \(float32, not bfloat16\)"):
+        store.capture(half, TAP, rows, directory, limit_gib=1.0, chunk_tokens=CHUNK)
+    # What was made before stores said so is of float32.
+    made = shutil.copytree(directory, tmp_path / "old") / "store.json"
+    state = json.loads(made.read_text())
+    assert state["holds"].pop("model_dtype") == "float32"
+    made.write_text(json.dumps(state))
+    again = store.capture(lm, TAP, rows, made.parent, limit_gib=1.0, chunk_tokens=CHUNK)
+    same(again["heldout"], whole["heldout"])
+    with pytest.raises(UserError, match=r"another model_dtype \(float32, not bfloat16\)"):
+        store.capture(half, TAP, rows, made.parent, limit_gib=1.0, chunk_tokens=CHUNK)
 
 
 def test_limits_and_damage_are_refused(lm, rows, tmp_path, monkeypatch):
