@@ -9,6 +9,9 @@ capture of all three layers; each gets a folder of its name in --out and --artef
 finished is not trained again. --out, --artefact and --store may be `gs://` addresses (extra `gcs`),
 which all hosts of a pod see.
 
+The language model is read in float32, or in what `--set activations.model_dtype=bfloat16` says, and
+stands whole on each device that captures unless `activations.model_shards` splits it over several.
+
 With `--distributed` every host runs the same command. On Cloud TPU, GKE and Slurm the hosts find
 each other; elsewhere `--coordinator`, `--processes` and `--process` say who is where.
 """

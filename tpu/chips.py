@@ -177,6 +177,11 @@ class Slices:
         return self.chips if single else self.chip.host_chips
 
     @property
+    def devices_per_host(self) -> int:
+        """JAX devices that one process captures on."""
+        return self.chips_per_host * self.chip.devices
+
+    @property
     def hosts(self) -> int:
         """VMs of one slice."""
         return math.ceil(self.chips / self.chips_per_host)

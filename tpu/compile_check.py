@@ -3,10 +3,12 @@
     pip install 'jax[tpu]'          # libtpu, 640 MB; no TPU and no network are needed afterwards
     python -m tpu.compile_check --targets v5e-8,v5p-256,v5e-16x2 --models llama31_8b
 
-A step is one capture of the language model and one step of a TopK autoencoder on what it read, in
-one program, on the trainer's own mesh (`data`, `latent`). A target is Cloud TPU's name of a slice
-with "x2" for two of them. For each case one row of a table (and, on stderr, one line of JSON):
-bytes per device against the chip's memory, collectives by kind and bytes, seconds of compilation.
+What is compiled are the programs of a run with streamed activations, each as it is called there:
+`stream`'s capture and gather, on the devices of one host over which a copy of the language model is
+split (`activations.model_shards`); `mixing`'s draw and put, and the `train_step` of a TopK
+autoencoder, on the trainer's mesh (`data`, `latent`). A target is Cloud TPU's name of a slice with
+"x2" for two of them. For each case one row of a table (and, on stderr, one line of JSON): bytes per
+device against the chip's memory, collectives of a step by kind and bytes, seconds of compilation.
 Ends with status 1 if a case does not fit, or was not compiled within `--limit_s`. `--table` keeps
 the rows in `tpu/compile_check.json` and writes the tables of `tpu/README.md` anew from all that lie
 there (`--table --targets=` does that alone): what was found, and beside it what the roofline of
@@ -14,36 +16,40 @@ there (`--table --targets=` does that alone): what was found, and beside it what
 """
 
 import dataclasses
-import functools
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from emojax import files
 from emojax.errors import UserError, run
-from emojax.lm import capture, decoder, sharding
+from emojax.lm import decoder, sharding
+from emojax.lm.capture import Tap, check_taps
 from emojax.lm.config import DecoderConfig
+from emojax.sae import mixing, stream
 from emojax.sae import state as states
 from emojax.sae.coder import SaeConfig
-from emojax.sae.state import TrainState
 from emojax.sae.step import is_fused, train_step
 from emojax.sae.store import Batch
+from emojax.sae.stream import MODEL_DTYPES, ActivationsConfig
 from emojax.sae.train_config import UPDATES, TrainConfig
 from tpu import exchanges, hlo, size_flags
 from tpu.chips import CHIPS, GIB, Slices
@@ -51,6 +57,13 @@ from tpu.models import MODELS
 
 TARGETS = flags.DEFINE_list("targets", ["v5e-8", "v5e-16x2", "v5p-256"], "Slices to compile for.")
 ROWS = flags.DEFINE_integer("rows", 256, "Rows of text in a batch.")
+CAPTURE_TOKENS = flags.DEFINE_integer(
+    "capture_tokens", ActivationsConfig.capture_tokens, "Tokens that a host captures at once."
+)
+MODEL_SHARDS = flags.DEFINE_integer(
+    "model_shards", 4, "Devices of a host over which a copy of the language model is split."
+)
+MODEL_DTYPE = flags.DEFINE_enum("model_dtype", "bfloat16", MODEL_DTYPES, "Type of its weights.")
 LATENT_SHARDS = flags.DEFINE_integer("latent_shards", 16, "Shards of the dictionary, at most.")
 UPDATE = flags.DEFINE_enum("update", "auto", UPDATES, "train.update: how rows are updated.")
 CAPTURE = flags.DEFINE_bool("capture", True, "With the language model, not the SAE's step alone.")
@@ -64,7 +77,7 @@ END_COMPARED = "<!-- end of the comparison -->"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One program to compile.
+    """The programs of one run.
 
     Attributes:
       slices: the devices.
@@ -75,7 +88,10 @@ class Case:
       context: tokens of a row.
       latent_shards: shards of the dictionary, at most; the rest of the devices split tokens.
       update: `TrainConfig.update`.
-      capture: whether the language model is part of the program.
+      capture: whether the language model is compiled too.
+      model_shards: devices of a host over which a copy of it is split.
+      model_dtype: type of its weights.
+      capture_tokens: tokens that a host captures at once.
     """
 
     slices: Slices
@@ -87,11 +103,15 @@ class Case:
     latent_shards: int
     update: str
     capture: bool
+    model_shards: int = 4
+    model_dtype: str = "bfloat16"
+    capture_tokens: int = 8192
 
     def __post_init__(self):
         if self.model not in MODELS:
             raise UserError(f"The model {self.model!r} is unknown; use one of {', '.join(MODELS)}.")
-        for name in ("latents", "active", "rows", "context", "latent_shards"):
+        sizes = ("latents", "active", "rows", "context", "latent_shards")
+        for name in (*sizes, "model_shards", "capture_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"The case's {name} is {getattr(self, name)}; give at least 1.")
         if self.rows % self.mesh_shape[0] or self.latents % self.mesh_shape[1]:
@@ -99,12 +119,20 @@ class Case:
                 f"The batch of {self.rows} rows or the {self.latents} latents cannot be split over "
                 f"a mesh of {self.mesh_shape}; give multiples of them."
             )
-        attributes, shards = MODELS[self.model].attributes, self.mesh_shape[1]
-        parts = (attributes["num_attention_heads"], attributes["intermediate_size"])
-        if self.capture and any(part % shards for part in parts):
+        if not self.capture:
+            return
+        attributes, own = MODELS[self.model].attributes, self.slices.devices_per_host
+        parts = (attributes["num_attention_heads"], attributes["intermediate_size"], own)
+        if any(part % self.model_shards for part in parts):
             raise UserError(
-                f"The {parts[0]} heads or {parts[1]} MLP units of {self.model} cannot be split "
-                f"over {shards} latent shards; give fewer --latent_shards, or --nocapture."
+                f"The {parts[0]} heads, {parts[1]} MLP units of {self.model} or {own} devices of a "
+                f"host cannot be split over {self.model_shards}; give other --model_shards, or "
+                "--nocapture."
+            )
+        if self.capture_tokens % (own * self.context):
+            raise UserError(
+                f"The {self.capture_tokens} tokens that a host captures at once are no whole rows "
+                f"of {self.context} for each of its {own} devices; give other --capture_tokens."
             )
 
     @property
@@ -169,46 +197,117 @@ def mesh_of(case: Case) -> Mesh:
     return states.make_mesh(configs_of(case)[1], case.latents, topology.devices)
 
 
-def weights_of(config: DecoderConfig, mesh: Mesh) -> Any:
-    """The language model's bfloat16 weights, as shapes: over `latent` as `lm.sharding` splits them.
+def own_mesh_of(case: Case) -> Mesh:
+    """One host's devices as `stream.own_mesh` lays them; alone, as the compiler wants them."""
+    shape = case.slices.chip.topologies[case.slices.chips_per_host]
+    devices = topologies.get_topology_desc(f"{case.slices.kind}:{shape}", "tpu").devices
+    grid = np.array(devices).reshape(-1, case.model_shards)
+    return Mesh(grid, stream.OWN, axis_types=(AxisType.Auto,) * 2)
+
+
+def weights_of(config: DecoderConfig, own: Mesh, dtype: str) -> Any:
+    """The language model's weights on a host's devices, as shapes.
 
     Raises:
       UserError: the model's heads or MLP units cannot be split so.
     """
-    places = sharding.shardings(config, Mesh(mesh.devices, ("data", "model")))
     return jax.tree.map(
-        lambda shape, place: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place),
+        lambda shape, place: jax.ShapeDtypeStruct(shape, dtype, sharding=place),
         decoder.shapes(config),
-        places,
+        sharding.shardings(config, own),
         is_leaf=lambda x: isinstance(x, tuple),
     )
 
 
-def lower(case: Case, mesh: Mesh) -> jax.stages.Lowered:
-    """The whole step, traced: capture, and the trainer's own `train_step` on what it read."""
-    model = MODELS[case.model]
+class Program(NamedTuple):
+    """One of the programs of a run.
+
+    Attributes:
+      compiled: it.
+      runs: how often a device runs it for a step.
+      held: arguments of it that lie in memory between its runs too.
+    """
+
+    compiled: jax.stages.Compiled
+    runs: float
+    held: Any
+
+
+def programs(case: Case, mesh: Mesh) -> Iterator[tuple[str, Program]]:
+    """Compiles what a run calls, one after another, by name."""
     sae, settings = configs_of(case)
-    tokens = settings.batch_tokens
+    tokens, d = settings.batch_tokens, sae.d_model
     state = states.like(sae, settings, mesh)
-    by_data = NamedSharding(mesh, P("data"))
-    sae_step = functools.partial(train_step, sae, settings, 1000, mesh)
+    x = jax.ShapeDtypeStruct((tokens, d), "float32", sharding=NamedSharding(mesh, P("data")))
+    step = train_step.lower(sae, settings, 1000, mesh, state, Batch(x))
+    yield "train_step", Program(step.compile(), 1, state)
     if not case.capture:
-        x = jax.ShapeDtypeStruct((tokens, model.d_model), jnp.bfloat16, sharding=by_data)
-        return jax.jit(sae_step, donate_argnums=0).lower(state, Batch(x))
+        return
 
-    config = DecoderConfig.from_hf(model.attributes)
-    taps = [capture.Tap(model.layer)]
-    capture.check_taps(config, taps)
+    activations = ActivationsConfig(
+        streamed=True,
+        capture_tokens=case.capture_tokens,
+        model_dtype=case.model_dtype,
+        model_shards=case.model_shards,
+        buffer_tokens=max(ActivationsConfig.buffer_tokens, 2 * tokens),
+    )
+    config, taps = DecoderConfig.from_hf(MODELS[case.model].attributes), (Tap(sae.layer),)
+    check_taps(config, taps)
+    own = own_mesh_of(case)
+    weights = weights_of(config, own, case.model_dtype)
+    text = (case.capture_tokens // case.context, case.context)
+    rows, mask = (
+        jax.ShapeDtypeStruct(text, kind, sharding=NamedSharding(own, P("data")))
+        for kind in ("int32", "bool")
+    )
+    share = tokens * own.size // mesh.size
+    runs = share / case.capture_tokens
+    capture = stream._capture.lower(config, taps, weights, rows, mask).compile()
+    yield "capture", Program(capture, runs, weights)
 
-    def step(state: TrainState, weights: Any, rows: jax.Array, mask: jax.Array) -> Any:
-        (x,) = capture._dispatch(config, weights, rows, mask, taps, ()).values()
-        x = jax.lax.with_sharding_constraint(x.reshape(tokens, model.d_model), by_data)
-        return sae_step(state, Batch(x))
+    made = jax.tree.leaves(capture.output_shardings)[0]
+    arrays = (
+        jax.ShapeDtypeStruct((1, *text, d), case.model_dtype, sharding=made),
+        jax.ShapeDtypeStruct((case.capture_tokens,), "int32"),
+        jax.ShapeDtypeStruct(text[:1], "int32"),
+    )
+    read = stream._Read(*arrays)  # pyrefly: ignore [bad-argument-type]  # shapes for arrays
+    fresh = _fresh(own, stream.OWN, share, d, activations.dtype)
+    place = [jax.ShapeDtypeStruct((), "int32")] * 3
+    gather = stream._gather.lower(own, activations.dtype, share, fresh, read, *place).compile()
+    yield "gather", Program(gather, runs, None)
 
-    shape = (case.rows, case.context)
-    rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_data)
-    mask = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=by_data)
-    return jax.jit(step, donate_argnums=0).lower(state, weights_of(config, mesh), rows, mask)
+    depth = activations.buffer_tokens // tokens
+    buffer = mixing.shapes(mesh, 1, tokens, depth, d, activations.dtype)
+    drawn = NamedSharding(mesh, P(mixing.EVERYWHERE))
+    slots = jax.ShapeDtypeStruct((tokens,), "int32", sharding=drawn)
+    yield "draw", Program(mixing.draw.lower(mesh, buffer, slots).compile(), 1, buffer)
+    fresh = _fresh(mesh, mixing.EVERYWHERE, tokens, d, activations.dtype)
+    yield "put", Program(mixing.put.lower(mesh, buffer, fresh, slots).compile(), 1, buffer)
+
+
+def _fresh(mesh: Mesh, axis: Any, tokens: int, d_model: int, dtype: str) -> mixing.Fresh:
+    """Captured tokens, as shapes."""
+    like = jax.eval_shape(
+        lambda: mixing.Fresh(
+            jnp.zeros((1, tokens, d_model), dtype),
+            jnp.zeros((1, tokens)),
+            jnp.zeros(tokens, "int32"),
+            jnp.zeros(tokens, "int32"),
+        )
+    )
+    return jax.tree.map(
+        lambda x, spec: x.update(sharding=NamedSharding(mesh, spec)),
+        like,
+        stream._fresh_specs(axis),
+    )
+
+
+def _bytes(tree: Any) -> int:
+    """What a device holds of arrays that are split as they say."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
 
 def _device_bytes(case: Case) -> int:
@@ -226,6 +325,9 @@ def _asked(case: Case) -> dict[str, Any]:
         "active": case.active,
         "update": "fused" if is_fused(*configs_of(case), "tpu") else "optax",
         "tokens": case.rows * case.context,
+        "model_shards": case.model_shards if case.capture else None,
+        "model_dtype": case.model_dtype if case.capture else None,
+        "capture_tokens": case.capture_tokens if case.capture else None,
         "memory": _device_bytes(case),
         "jax": jax.__version__,
         "cores": len(os.sched_getaffinity(0)),
@@ -234,38 +336,60 @@ def _asked(case: Case) -> dict[str, Any]:
 
 def check(case: Case) -> dict[str, Any]:
     """Compiles a case, and says what it needs of each device."""
-    found = _asked(case)
-    since = time.perf_counter()
-    # What asks for the platform while it is traced shall do as on a TPU.
-    with mock.patch("jax.default_backend", lambda: "tpu"):
-        lowered = lower(case, mesh_of(case))
+    found, since = _asked(case), time.perf_counter()
+    name, needs = "train_step", {}
+    held, sent = {}, {"collectives": defaultdict(float), "least": defaultdict(float)}
     try:
-        compiled = lowered.compile()
+        # What asks for the platform while it is traced shall do as on a TPU.
+        with mock.patch("jax.default_backend", lambda: "tpu"):
+            for name, program in programs(case, mesh_of(case)):
+                memory: Any = program.compiled.memory_analysis()
+                text: Any = program.compiled.as_text()
+                own = {}
+                # How often a loop runs is data over layers, and for what the step does or not.
+                rounds = MODELS[case.model].layers if name == "capture" else 1
+                for how, total in sent.items():
+                    kinds = hlo.collectives(text, rounds, least=how == "least")
+                    own[how] = {kind: dataclasses.asdict(item) for kind, item in kinds.items()}
+                    for kind, item in kinds.items():
+                        total[kind, "count"] += program.runs * item.count
+                        total[kind, "bytes"] += program.runs * item.bytes
+                # Draw and put have one buffer.
+                held["buffer" if name in ("draw", "put") else name] = _bytes(program.held)
+                # What is held and not read, as the unembedding, is no argument.
+                besides = max(0, memory.argument_size_in_bytes - _bytes(program.held))
+                made = memory.output_size_in_bytes - memory.alias_size_in_bytes
+                needs[name] = {
+                    "runs": program.runs,
+                    "besides": besides + made,
+                    "temporary": memory.temp_size_in_bytes,
+                    **own,
+                }
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         # The compiler knows the chip's memory, and says by how much the program misses it.
         used = re.search(r"the total memory.*?\)\.|Used .*? hbm", str(error))
-        reason = used.group(0) if used else str(error).splitlines()[0]
+        reason = f"{name}: {used.group(0) if used else str(error).splitlines()[0]}"
         return found | {"fits": False, "reason": reason, "seconds": _since(since)}
-    memory: Any = compiled.memory_analysis()
-    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    text: Any = compiled.as_text()
-
-    def sent(*, least: bool) -> dict[str, dict[str, int]]:
-        found = hlo.collectives(text, MODELS[case.model].layers, least=least)
-        return {kind: dataclasses.asdict(item) for kind, item in found.items()}
-
+    # What one program takes and makes may wait while any other runs.
+    argument = sum(held.values()) + sum(program["besides"] for program in needs.values())
+    temporary = max(program["temporary"] for program in needs.values())
+    peak = argument + temporary
     return found | {
         "fits": peak <= _device_bytes(case),
-        "argument": memory.argument_size_in_bytes,
-        "temporary": memory.temp_size_in_bytes,
+        "argument": argument,
+        "temporary": temporary,
         "peak": peak,
-        "collectives": sent(least=False),
-        "least": sent(least=True),
+        **{how: _by_kind(total) for how, total in sent.items()},
+        "programs": needs,
         "seconds": _since(since),
     }
+
+
+def _by_kind(total: Mapping[tuple[str, str], float]) -> dict[str, dict[str, int]]:
+    kinds = sorted({kind for kind, _ in total})
+    return {k: {what: round(total[k, what]) for what in ("count", "bytes")} for k in kinds}
 
 
 def _since(start: float) -> float:
@@ -315,7 +439,9 @@ def _check(sender: Connection, case: Case) -> None:
 
 def _names(found: dict[str, Any]) -> list[str]:
     """The first cells of a line: what it is about."""
-    what = [found["target"], "×".join(map(str, found["mesh"])), found["model"] or "–"]
+    split = f"/{found['model_shards']}" if found.get("model_shards") else ""
+    model = f"{found['model'] or '–'}{split}"
+    what = [found["target"], "×".join(map(str, found["mesh"])), model]
     return [*what, f"{found['latents']:,}", f"{found['tokens']:,}", found["update"]]
 
 
@@ -369,8 +495,9 @@ def table(kept: list[dict[str, Any]]) -> str:
 def counted(found: dict[str, Any]) -> dict[str, float]:
     """What the roofline expects a row's collectives to be: kind to bytes of their results.
 
-    As in the program's text, where both branches of a condition are counted: AuxK's gathers values,
-    sums a second reconstruction, and with the fused update gathers everything for twice the tokens.
+    Of capture and the SAE's step, as in the programs' texts, where both branches of a condition are
+    counted: AuxK's gathers values, sums a second reconstruction, and with the fused update gathers
+    everything for twice the tokens.
     """
     model = MODELS[found["model"]]
     data, latent = found["mesh"]
@@ -380,11 +507,26 @@ def counted(found: dict[str, Any]) -> dict[str, float]:
     sent = exchanges.sae(*sizes)
     within, over = sent["latent"], sent["data"]
     gathered = within.gathered * (1 + k_aux / k)
-    reduced = exchanges.capture(model, tokens / data, latent).reduced + 2 * within.reduced
+    # Rows of an older version have capture in the SAE's program, split over `latent`.
+    split = found.get("model_shards", latent)
+    read = exchanges.capture(model, tokens * split / found["devices"], split)
+    reduced = read.reduced + 2 * within.reduced
     over = exchanges.Results(3 * over.gathered, over.reduced)
     if parse_target(found["target"]).count > 1:  # `data` crosses the slices
         return {"all-gather": gathered, "all-reduce": reduced, "recv-done": sum(over)}
     return {"all-gather": gathered + over.gathered, "all-reduce": reduced + over.reduced}
+
+
+def compiled(found: dict[str, Any]) -> dict[str, float]:
+    """What a row's programs of capture and the SAE's step say: kind to bytes of their results."""
+    if "programs" not in found:  # of an older version: both are one
+        return {kind: item["bytes"] for kind, item in found["collectives"].items()}
+    sent: dict[str, float] = {}
+    for name in ("capture", "train_step"):
+        program = found["programs"][name]
+        for kind, item in program["collectives"].items():
+            sent[kind] = sent.get(kind, 0) + program["runs"] * item["bytes"]
+    return sent
 
 
 COMPARED = ("all-gather", "all-reduce", "recv-done")
@@ -401,16 +543,16 @@ def comparison(kept: list[dict[str, Any]]) -> str:
     for found in kept:
         if found["model"] is None or "collectives" not in found:
             continue
-        expected, cells = counted(found), []
+        expected, sent, cells = counted(found), compiled(found), []
         for kind in COMPARED:
-            compiled = found["collectives"].get(kind, {"bytes": 0})["bytes"]
-            cells.append(f"{expected.get(kind, 0) / GIB:.2f}, {compiled / GIB:.2f}")
-            if compiled:
-                ratios.append((expected.get(kind, 0) / compiled, kind, found["update"]))
+            size = sent.get(kind, 0)
+            cells.append(f"{expected.get(kind, 0) / GIB:.2f}, {size / GIB:.2f}")
+            if size:
+                ratios.append((expected.get(kind, 0) / size, kind, found["update"]))
         rows.append(f"| {' | '.join([*_names(found), *cells])} |")
     close = sum(abs(ratio - 1) < 0.01 for ratio, *_ in ratios)
     others = sorted({(k, u, f"{ratio:.2f}") for ratio, k, u in ratios if abs(ratio - 1) >= 0.01})
-    said = f"Of {len(ratios)} sizes in {len(rows)} programs {close} agree within 1 %."
+    said = f"Of {len(ratios)} sizes in {len(rows)} rows {close} agree within 1 %."
     if others:
         listed = ", ".join(f"{kind} ({update}) {ratio}" for kind, update, ratio in others)
         said += f" Counted over compiled, of the others: {listed}."
@@ -442,6 +584,9 @@ def main(_):
                         latent_shards=LATENT_SHARDS.value,
                         update=UPDATE.value,
                         capture=CAPTURE.value,
+                        model_shards=MODEL_SHARDS.value,
+                        model_dtype=MODEL_DTYPE.value,
+                        capture_tokens=CAPTURE_TOKENS.value,
                     )
                 )
     print(HEADER, flush=True)

@@ -125,7 +125,8 @@ def check_training(job: Job) -> None:
     """Reads the job's config, where it lies in this repository, and lays its mesh over the slices.
 
     Raises:
-      UserError: the config, an override or the mesh would be refused on the pod.
+      UserError: the config, an override, the mesh or the split of the language model would be
+        refused on the pod.
     """
     path = Path(option(job.train, "config") or "")
     if path.is_relative_to(SHARED):
@@ -135,6 +136,12 @@ def check_training(job: Job) -> None:
     state.mesh_parts(
         config.train, config.sae.n_latents, devices, job.slices.count, use_all=devices > 1
     )
+    shards, own = config.activations.model_shards, job.slices.devices_per_host
+    if own % shards:
+        raise UserError(
+            f"A copy of the language model cannot be split over {shards} of the {own} devices of a "
+            f"{job.slices.kind} host; set activations.model_shards to a number that divides them."
+        )
 
 
 def option(words: Sequence[str], name: str) -> str | None:

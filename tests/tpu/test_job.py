@@ -116,6 +116,10 @@ def test_slices_that_do_not_exist_are_refused(slices, message):
         ((), "1 data by 1 latent shards does not divide the 32 devices"),
         (("--set=train.latent_shards=32", "--set", "sae.n_latents=100"), "100 latents"),
         (("--set=train.data_shards=64",), "needs 64 devices and there are 32"),
+        (
+            ("--set=train.latent_shards=32", "--set=activations.model_shards=8"),
+            "over 8 of the 4 devices of a v5e host",
+        ),
     ],
 )
 def test_what_the_pod_would_refuse_is_refused_before_anything_is_sent(train, message):
