@@ -1,10 +1,14 @@
 """A program for `test_split_model.py`: one stream on eight fake devices, the model split in several
 ways. Prints what was captured, and how much of it a device held, as JSON.
+
+    python split_model.py FOLDER
 """
 
 import dataclasses
 import itertools
 import json
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,10 @@ jax.config.update("jax_default_matmul_precision", "highest")
 from sae_toys import STREAM, TRAIN, language_model, streamed, text_rows  # noqa: E402
 
 from emojax.errors import UserError  # noqa: E402
+from emojax.lm import sharding  # noqa: E402
+from emojax.lm.capture import Tap  # noqa: E402
+from emojax.lm.loss import next_token_loss  # noqa: E402
+from emojax.sae import state, store, stream  # noqa: E402
 
 SETTINGS = dataclasses.replace(TRAIN, data_shards=4, latent_shards=2)
 lm = language_model(n_heads=4)
@@ -42,4 +50,15 @@ for shards in (3, 8):  # devices, heads
         captured("float32", shards)
     except UserError as error:
         refused.append(str(error))
+
+own = stream.own_mesh(state.make_mesh(SETTINGS, 64), 2)
+split = dataclasses.replace(lm, params=sharding.shard_params(lm.config, lm.params, own))
+texts = {"train": text_rows(12)}
+tokens = np.array([row for row in texts["train"].tokens if len(row) == 31], np.int32)
+for name, model in (("whole", lm), ("split", split)):
+    folder = Path(sys.argv[1], name)
+    held = store.capture_taps(model, [Tap(1)], texts, folder, limit_gib=1.0, chunk_tokens=16)
+    read = held.splits(Tap(1))["train"]
+    losses = next_token_loss(model.config, model.params, tokens, np.ones_like(tokens, bool))
+    found[name] = {"stored": read.raw(0, read.tokens).x.tolist(), "loss": losses.tolist()}
 print("FOUND" + json.dumps(found | {"refused": refused}))

@@ -12,8 +12,8 @@ PROGRAM = str(Path(__file__).parent / "split_model.py")
 
 
 @pytest.fixture(scope="module")
-def found():
-    command = [sys.executable, PROGRAM]
+def found(tmp_path_factory):
+    command = [sys.executable, PROGRAM, str(tmp_path_factory.mktemp("stores"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.split("FOUND")[1])
@@ -27,6 +27,14 @@ def test_a_split_model_s_batches_are_those_of_a_whole_one(found, shards):
     whole, split = (np.array(x["batches"]) for x in (whole, split))
     assert whole.shape == (2, 128, 16)
     np.testing.assert_allclose(split, whole, rtol=1e-5, atol=1e-5 * np.abs(whole).max())
+
+
+def test_a_split_model_is_stored_and_measured_as_a_whole_one(found):
+    whole, split = ({k: np.array(v) for k, v in found[name].items()} for name in ("whole", "split"))
+    assert whole["loss"].size > 60
+    np.testing.assert_allclose(split["loss"], whole["loss"], rtol=1e-5)
+    most = np.abs(whole["stored"]).max()  # as far apart as the store's halves of floats
+    np.testing.assert_allclose(split["stored"], whole["stored"], rtol=2e-3, atol=1e-3 * most)
 
 
 def test_activations_of_a_model_in_bfloat16_are_as_far_off_as_its_bits(found):
