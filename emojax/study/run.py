@@ -84,6 +84,12 @@ def study(settings: Study, output: Path, command: str) -> Results:
     with _stage("load the model", seconds):
         lm = sources.load(settings.model)
         artefact.check_fits(trained.sae.config, lm)
+        if trained.sae.config.d_model != lm.config.d_model:
+            raise UserError(
+                f"The dictionary reads {trained.sae.config.site}, which is "
+                f"{trained.sae.config.d_model} wide, and a study's directions are of the residual "
+                f"stream, {lm.config.d_model} wide; set study.sae to a dictionary of such a site."
+            )
         for language in settings.languages:
             check_text(settings, lm, language)
     with _stage("read words", seconds):

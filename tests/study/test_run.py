@@ -3,6 +3,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_study
@@ -13,6 +14,7 @@ from emojax.emotion import words as kinship
 from emojax.emotion.concepts import CATEGORIES, ConceptSet
 from emojax.emotion.controls import Controls
 from emojax.errors import UserError
+from emojax.sae import coder
 from emojax.study import run
 from emojax.study.settings import NormsFile, Study
 
@@ -91,6 +93,18 @@ def test_bad_input_is_noticed_before_the_model_is_loaded(tmp_path, monkeypatch, 
 def test_a_dictionary_that_is_not_there_is_noticed_first(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(run, "check", lambda *_: pytest.fail("words were drawn"))
     with pytest.raises(UserError, match="There is no dictionary at tiny"):
+        run.study(STUDY, tmp_path, "test")
+
+
+def test_a_dictionary_of_a_wider_site_is_refused_before_words_are_read(tmp_path, monkeypatch):
+    lm, trained = tiny_study.language_model(tmp_path), tiny_study.dictionary()
+    width = lm.config.d_ff
+    config = dataclasses.replace(trained.sae.config, site="mlp_hidden", d_model=width)
+    sae = coder.init(config, jnp.zeros(width))
+    monkeypatch.setattr(run.artefact, "load", lambda _: dataclasses.replace(trained, sae=sae))
+    monkeypatch.setattr(run.sources, "load", lambda _: lm)
+    monkeypatch.setattr(run, "check", lambda *_: None)
+    with pytest.raises(UserError, match=f"reads mlp_hidden, which is {width} wide"):
         run.study(STUDY, tmp_path, "test")
 
 
