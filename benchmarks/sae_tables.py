@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import lm_tables, scaling, tables
-from emojax import errors, files
+from emojax import errors
 
 README = Path("README.md")
 BEGIN, END = "<!-- python -m benchmarks.sae_tables -->", "<!-- end of the tables -->"
@@ -115,8 +115,7 @@ def text() -> str:
 def main(argv: Sequence[str]) -> None:
     """Replaces what stands between the marks."""
     del argv
-    files.replace_between(README, BEGIN, END, text())
-    print(f"written to {README}")
+    tables.write(README, BEGIN, END, text())
 
 
 if __name__ == "__main__":

@@ -174,11 +174,16 @@ def tables() -> str:
     return "\n".join(lines)
 
 
+def write(document: Path, begin: str, end: str, text: str) -> None:
+    """Replaces what stands between a document's marks."""
+    files.replace_between(document, begin, end, text)
+    print(f"written to {document}")
+
+
 def main(argv: Sequence[str]) -> None:
     """Replaces what stands between the marks."""
     del argv
-    files.replace_between(README, BEGIN, END, tables())
-    print(f"written to {README}")
+    write(README, BEGIN, END, tables())
 
 
 if __name__ == "__main__":

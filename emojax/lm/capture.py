@@ -107,11 +107,16 @@ def stream(
       interventions: as in `capture`; what they give per row is in the order of `rows`.
 
     Raises:
-      UserError: as `capture`.
+      UserError: as `capture`, or `batch_tokens` is no number of tokens.
     """
     check_taps(lm.config, taps)
     check_rows(lm.config, rows)
     check(lm.config, interventions, list(map(len, rows)))
+    if not isinstance(batch_tokens, int | np.integer) or batch_tokens < 1:
+        raise UserError(
+            f"A pass of capture.stream should take {batch_tokens!r} tokens; give batch_tokens as a "
+            "whole number from 1."
+        )
     for batch, read in _passes(lm, rows, taps, batch_tokens, label, interventions):
         real = batch.mask
         where = np.nonzero(real)

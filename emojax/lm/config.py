@@ -15,7 +15,8 @@ class Rope:
       "llama3": low ones divided by `factor`, high ones kept, a ramp between the numbers of turns
         `low_freq_factor` and `high_freq_factor` in `original_context` tokens.
       "yarn": the same with a ramp over the dimensions between `beta_slow` and `beta_fast` turns,
-        and queries and keys multiplied by `attention_factor` (Peng et al. 2023, arXiv:2309.00071).
+        its ends whole dimensions if `truncate`, and queries and keys multiplied by
+        `attention_factor` (Peng et al. 2023, arXiv:2309.00071).
       "dynamic": theta grows with the longest row once that exceeds `original_context` ("NTK-aware"
         scaling, appendix B of the same paper).
       "longrope": each divided by its own number, in `short_factor`, or in `long_factor` once the
@@ -33,6 +34,7 @@ class Rope:
     original_context: int = 8192
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    truncate: bool = True
     attention_factor: float = 1.0
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()

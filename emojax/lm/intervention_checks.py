@@ -11,7 +11,15 @@ from jaxtyping import Array, Float, Int
 from emojax.errors import UserError
 from emojax.lm import decoder
 from emojax.lm.config import DecoderConfig
-from emojax.lm.intervene import MODES, Direction, Intervention, Latents, Patch, Prepared
+from emojax.lm.intervene import (
+    EVERYWHERE,
+    MODES,
+    Direction,
+    Intervention,
+    Latents,
+    Patch,
+    Prepared,
+)
 
 
 def prepare(
@@ -206,6 +214,11 @@ def _weights(
         if len(given.positions) != 2:
             raise UserError(
                 f"{what}: positions is a tuple of {len(given.positions)}; give (start, end)."
+            )
+        if any(end is None for end in given.positions):
+            raise UserError(
+                f"{what}: positions is {given.positions}, and None is no position; give (start, "
+                f"end) as whole numbers, with end = {EVERYWHERE[1]} for all that follow."
             )
         start, end = (
             _full(value, (batch,), f"{what}: {name}", dtype=jnp.int32)[:, None]

@@ -41,8 +41,10 @@ def inverse_frequencies(
             ratio = rope.original_context / (turns * 2 * math.pi)
             return rotary_dim * math.log(ratio) / (2 * math.log(rope.theta))
 
-        first = max(math.floor(dimension(rope.beta_fast)), 0)
-        last = min(math.ceil(dimension(rope.beta_slow)), rotary_dim - 1)
+        first, last = dimension(rope.beta_fast), dimension(rope.beta_slow)
+        if rope.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, rotary_dim - 1)
         steps = np.arange(rotary_dim // 2, dtype=np.float32) - first
         kept = 1 - np.clip(steps / max(last - first, 1e-3), 0.0, 1.0)
         return (frequencies * (kept + (1 - kept) / rope.factor)).astype(np.float32)

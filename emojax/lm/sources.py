@@ -127,7 +127,7 @@ def load(
     )
 
 
-def save(lm: LanguageModel, directory: Path) -> None:
+def save(lm: LanguageModel, directory: str | Path) -> None:
     """Writes a model as a Hugging Face directory, which `load` and `transformers` read.
 
     Args:
@@ -138,6 +138,7 @@ def save(lm: LanguageModel, directory: Path) -> None:
     Raises:
       UserError: the folder cannot be written or holds weights under other names.
     """
+    directory = Path(directory)
     config, attributes = lm.config, _json(lm.directory / "config.json")
     if config == _config(lm.directory):
         config = DecoderConfig.from_hf(attributes)  # without the stop tokens of the other file

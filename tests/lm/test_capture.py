@@ -323,6 +323,15 @@ def test_tokens_and_masks_of_another_shape_or_type(tokens, mask, message):
         jax.eval_shape(lambda *arrays: check_tokens(config, *arrays), tokens, mask)
 
 
+def test_batches_without_room(monkeypatch, tmp_path):
+    never_compiled(monkeypatch)
+    lm = tiny_lm("gemma3", tmp_path)
+    for tokens in (0, -1, 2.5):
+        with pytest.raises(UserError, match="whole number from 1"):
+            # Unwrapped, as a user calls it: the tests check annotations at every call.
+            next(inspect.unwrap(stream)(lm, [[3]], [Tap(1)], batch_tokens=tokens))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

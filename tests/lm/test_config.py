@@ -3,6 +3,8 @@ import math
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_models import CONFIGS
 
@@ -10,6 +12,7 @@ from emojax.errors import UserError
 from emojax.lm import families
 from emojax.lm.config import DecoderConfig, Rope
 from emojax.lm.families import family
+from emojax.lm.rope import inverse_frequencies
 
 pytestmark = pytest.mark.smoke
 
@@ -418,6 +421,33 @@ def test_yarn_multiplies_by_what_its_paper_says():
     assert rope.attention_factor == 1
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"mscale": 0.7, "mscale_all_dim": 1.2},
+        {"mscale": 0.7},
+        {"mscale_all_dim": 1.2},
+        {"mscale": 0.7, "mscale_all_dim": 1.2, "attention_factor": 1.5},
+        {"mscale": 0.7, "mscale_all_dim": 1.2, "factor": 0.5},
+        {"truncate": False, "beta_fast": 4.0},
+        {"truncate": True, "beta_fast": 4.0},
+    ],
+)
+def test_yarn_is_that_of_transformers(more):
+    pytest.importorskip("torch")
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    attributes = {k: v for k, v in LLAMA.items() if k not in ("rope_parameters", "rope_theta")}
+    attributes |= {"rope_parameters": YARN | {"rope_type": "yarn", "rope_theta": 1e4} | more}
+    (rope,) = DecoderConfig.from_hf(attributes).ropes
+    frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](LlamaConfig(**attributes), None)
+    assert rope.attention_factor == pytest.approx(factor)
+    ours = inverse_frequencies(rope, 2 * len(frequencies), jnp.asarray(1))
+    np.testing.assert_allclose(ours, frequencies.numpy(), rtol=1e-6)
+
+
 def test_both_forms_of_gemma_rope_and_layers_agree():
     older = {k: v for k, v in GEMMA.items() if k not in ("layer_types", "rope_parameters")}
     older |= {"sliding_window_pattern": 2, "rope_theta": 5000.0, "rope_local_base_freq": 100.0}
@@ -554,7 +584,8 @@ def test_a_dynamic_rope_reaches_further_than_the_context_of_its_training():
         (LLAMA | {"rope_scaling": LONGROPE}, "without 4 numbers each"),
         (LLAMA | {"rope_scaling": LONGROPE | {"long_factor": 2}}, "rope_parameters.long_factor"),
         (LLAMA | {"rope_scaling": {"type": "axial"}}, "rope_parameters.rope_type = 'axial'"),
-        (LLAMA | {"rope_scaling": YARN | {"mscale": 0.7}}, "rope_parameters.mscale = 0.7"),
+        (LLAMA | {"rope_scaling": YARN | {"mscale": "a"}}, "rope_parameters.mscale = 'a'"),
+        (LLAMA | {"rope_scaling": YARN | {"truncate": 0}}, "rope_parameters.truncate = 0"),
         (LLAMA | {"rope_scaling": {"type": "linear"}}, "rope_parameters.factor"),
         (LLAMA | {"rope_scaling": {"beta_fast": 2}}, "rope_parameters.beta_fast"),
         (LLAMA | {"layer_scale": 0.1}, "layer_scale = 0.1"),

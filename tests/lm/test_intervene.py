@@ -425,6 +425,10 @@ def test_gradients_are_finite_where_activations_are_zero(zero):
             "neither a tuple .start, end. nor a mask",
         ),
         (lambda: intervene.ablate(layer=0, positions=(0, 2.5)), "end is 2.5, not whole numbers"),
+        (
+            lambda: intervene.ablate(layer=0, positions=(0, None)),
+            r"positions is \(0, None\), and None is no position; give .* whole numbers",
+        ),
         (lambda: intervene.ablate(layer="0"), "layer '0', which is no whole number"),
         (lambda: intervene.ablate(layer=[0, 1]), r"layer \[0, 1\], which is no whole number"),
         (lambda: intervene.ablate(layer=1.5), "layer 1.5, which is no whole number"),

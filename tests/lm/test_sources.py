@@ -88,7 +88,7 @@ def test_one_weights_file(tmp_path: Path, tiny_directory: Path):
 
 def test_a_model_is_saved_with_its_tokenizer(tmp_path: Path, tiny_directory: Path):
     lm = sources.load(tiny_directory, cache=tmp_path, dtype=jnp.bfloat16)
-    sources.save(lm, tmp_path / "saved")
+    sources.save(lm, str(tmp_path / "saved"))
     again = sources.load(tmp_path / "saved", cache=tmp_path, dtype=jnp.bfloat16)
     jax.tree.map(np.testing.assert_array_equal, again.params, lm.params)
     assert again.config == lm.config

@@ -129,6 +129,12 @@ CONFIGS = {
     },
     "llama_linear_rope": _LLAMA
     | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    "llama_yarn_mscale_rope": _LLAMA
+    | {
+        "num_key_value_heads": 2,
+        "rope_parameters": _YARN_ROPE
+        | {"mscale": 0.7, "mscale_all_dim": 1.2, "beta_fast": 4.0, "truncate": False},
+    },
     "llama_dynamic_rope": _LLAMA
     | {
         "num_key_value_heads": 2,

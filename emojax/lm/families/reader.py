@@ -64,7 +64,7 @@ _ROPE_FIELDS = {
     },
 }
 _ROPE_OPTIONS = {
-    "yarn": ("beta_fast", "beta_slow", "attention_factor"),
+    "yarn": ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
     "longrope": ("factor", "attention_factor"),
 }
 # What most configs call the sizes.
@@ -216,8 +216,13 @@ class Reader:
             if (value := left.pop(option, None)) is not None:
                 values[option] = self._real(f"{name}.{option}", value)
         if kind == "yarn":
-            # Equation 22 of the paper: 0.1 ln(factor) + 1.
-            values.setdefault("attention_factor", 0.1 * math.log(max(values["factor"], 1.0)) + 1.0)
+            # Equation 22 of the paper: 0.1 ln(factor) + 1. DeepSeek's models divide two of them, as
+            # `transformers` does where both are given; one alone says nothing there.
+            scales = [values.pop(scale, None) for scale in ("mscale", "mscale_all_dim")]
+            over, under = scales if None not in scales else (1.0, 0.0)
+            stretch = 0.1 * math.log(max(values["factor"], 1.0))
+            values.setdefault("attention_factor", (over * stretch + 1.0) / (under * stretch + 1.0))
+            values["truncate"] = self._flag(f"{name}.truncate", left.pop("truncate", True))
         if kind == "dynamic":
             values["original_context"] = self._context
         if kind == "longrope":
@@ -237,6 +242,11 @@ class Reader:
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise self.refuse(name, f"= {value!r}")
         return float(value)
+
+    def _flag(self, name: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self.refuse(name, f"= {value!r}")
+        return value
 
     def _reals(self, name: str, value: Any) -> tuple[float, ...]:
         if not isinstance(value, list | tuple):
