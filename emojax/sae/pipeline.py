@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from emojax import files
@@ -125,6 +126,8 @@ def run_all(
         splits = held.splits(*_taps(config.sae))
         source = _streamed(config, lm, corpora) if streamed else splits["train"]
         trained = trainer.train(config.sae, config.train, source, out / name, provenance=origin)
+        # Before a sample is taken, which begins the stream again.
+        read = _streamed_text(source, config) if isinstance(source, Stream) else {"tokens": {}}
         trained = artefacts.rounded(trained)
         sample = state.sample(source)
         untrained = state.untrained(config.sae, sample)
@@ -137,7 +140,8 @@ def run_all(
         tokens = {split: held.tokens[split] for split in rows}
         provenance = origin | {
             "train": dataclasses.asdict(config.train),
-            "tokens": ({"train": data.tokens} if streamed else {}) | tokens,
+            **read,
+            "tokens": read["tokens"] | tokens,
             "versions": {"python": platform.python_version()}
             | {package: importlib.metadata.version(package) for package in PACKAGES},
             "command": command,
@@ -214,7 +218,7 @@ def _streamed(config: "Config", lm: LanguageModel, corpora: Sequence[tuple[str, 
     """The activations of this process' part of the text."""
     mesh = state.make_mesh(config.train, config.sae.n_latents)
     hosts = jax.process_index(), jax.process_count()
-    text = text_stream.rows(lm, config.data, corpora, "train", *hosts)
+    text = text_stream.rows(lm, config.data, corpora, "train", *hosts, config.train.epochs)
     return Stream(
         lm,
         _taps(config.sae),
@@ -224,6 +228,15 @@ def _streamed(config: "Config", lm: LanguageModel, corpora: Sequence[tuple[str, 
         batch_tokens=config.train.batch_tokens,
         mesh=mesh,
     )
+
+
+def _streamed_text(source: Stream, config: "Config") -> dict[str, Any]:
+    """How much text was trained on, and how often: a text may be shorter than what was asked."""
+    own = text_stream.distinct(source.position()["packer"]["text"])
+    there = int(np.sum(multihost_utils.process_allgather(np.array(own))))
+    tokens = min(there, config.data.tokens)
+    passes = config.train.epochs * config.data.tokens / tokens
+    return {"tokens": {"train": tokens}, "passes": passes}
 
 
 def _measured(

@@ -57,8 +57,12 @@ def test_from_text_to_an_artefact_twice_the_same(tmp_path):
 
 
 def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
+    """Twice over its text, and oftener over the Chinese, which is short."""
     texts = corpora(tmp_path)
-    changes = ["activations.streamed=true", "activations.buffer_tokens=1024", "train.epochs=1"]
+    short = tmp_path / "talk.tsv"
+    short.write_text("\n".join((tmp_path / "talk.txt").read_text().splitlines()[:100]))
+    texts = (*texts[:2], ("zh", short))
+    changes = ["activations.streamed=true", "activations.buffer_tokens=1024", "data.tokens=3000"]
     changes += ["data.heldout_share=0.5"]  # of few documents, by their hash
     config = override(CONFIG, [*changes, "activations.capture_tokens=512"])
     evaluation = start(tmp_path, texts, config=config)
@@ -68,7 +72,12 @@ def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
     record = artefact.load(tmp_path / "artefact", language_model()).record
     assert record["activations"]["buffer_tokens"] == 1024
     lines = (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()
-    assert len(lines) == CONFIG.data.tokens // TRAIN.batch_tokens
+    assert len(lines) == 2 * (3000 // TRAIN.batch_tokens)
+    tokens = record["tokens"]["train"]
+    assert 1500 < tokens < 3000
+    assert record["passes"] == 2 * 3000 / tokens
+    card = (tmp_path / "artefact" / "README.md").read_text()
+    assert f"Text: {tokens:,} tokens" in card and f"{record['passes']:.3g} passes" in card
     assert all(0 <= json.loads(line)["input_wait"] <= 1 for line in lines)
 
 
