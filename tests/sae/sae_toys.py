@@ -64,14 +64,14 @@ def split_of(
 ) -> Split:
     """Raw activations as a stored split."""
     sites = {"0.in": x} | ({} if target is None else {"0.out": target})
-    arrays = store._arrays(str(directory), sites, x.shape, CHUNK)
+    arrays = store._arrays(str(directory), sites, x.shape, CHUNK, 4 * CHUNK)
     zeros = np.zeros(len(x), np.int32)
     columns = dict.fromkeys(store.COLUMNS, zeros)
     columns["languages"] = zeros if languages is None else languages
     for name, raw in sites.items():
         columns[f"{name}/values"], columns[f"{name}/norms"] = store._split_norm(raw)
     store._write(arrays, columns, 0)
-    held = Store({"all": arrays}, {"all": len(x)}, ("en", "zh"), CHUNK)
+    held = Store({"all": arrays}, {"all": len(x)}, ("en", "zh"), CHUNK, str(directory))
     return held.splits(Tap(0, "in"), None if target is None else Tap(0, "out"))["all"]
 
 
@@ -93,7 +93,9 @@ class Interfering(Split):
     """A split that does something to a given batch just before it is given out."""
 
     def __init__(self, split: Split, at: int, act):
-        super().__init__(split.arrays, split.tokens, split.languages, split.chunk_tokens)
+        super().__init__(
+            split.arrays, split.tokens, split.languages, split.chunk_tokens, split.directory
+        )
         object.__setattr__(self, "at", at)
         object.__setattr__(self, "act", act)
 
