@@ -2,7 +2,7 @@
 
 A store is a folder, local or `gs://`: `store.json` (what it holds and how far the capture is) and,
 for each split, zarr3 arrays written by TensorStore: `token_ids`, `positions`, `rows` int32,
-`languages` uint8, and for each tap, in a folder such as `9.resid_post`, `values` [tokens, d_model]
+`languages` uint8, and for each tap, in a folder such as `9.resid_post`, `values` [tokens, width]
 float16 unit vectors and `norms` [tokens] float32. All taps are read in one pass of the language
 model. Special tokens (BOS, padding) are never stored.
 
@@ -14,7 +14,7 @@ Format 2, whose chunks are objects of their own, is read too.
 import contextlib
 import dataclasses
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from emojax.errors import UserError
 from emojax.files import require_room, writable_dir
+from emojax.lm import decoder
 from emojax.lm.capture import Tap, check_taps, stream
 from emojax.lm.model import LanguageModel
 from emojax.sae import interrupt
@@ -45,7 +46,7 @@ _CONTEXT = ts.Context()
 
 
 class Batch(NamedTuple):
-    """Raw activations `[tokens, d_model]`, and those of a transcoder's target site."""
+    """Raw activations `[tokens, width]`, and those of a transcoder's target site."""
 
     x: Any
     target: Any = None
@@ -288,6 +289,7 @@ def identity(lm: LanguageModel, taps: Sequence[Tap], rows: Mapping[str, Rows]) -
         "format": FORMAT,
         "model": lm.name,
         "fingerprint": lm.fingerprint,
+        "model_dtype": lm.params["embed"].dtype.name,
         "taps": sorted({_named(tap) for tap in taps}),
         "d_model": lm.config.d_model,
         "languages": list(next(iter(rows.values())).names),
@@ -367,7 +369,8 @@ def capture_taps(
     if state is not None:
         wanted, done = state["holds"], state["done"]
     else:
-        size = sum(totals.values()) * (len(wanted["taps"]) * (2 * lm.config.d_model + 4) + 13)
+        widths = [decoder.site_width(lm.config, tap.site) for tap in set(taps)]
+        size = sum(totals.values()) * (sum(2 * width + 4 for width in widths) + 13)
         if size > limit_gib * 2**30:
             raise UserError(
                 f"The activations would fill {size / 2**30:.1f} GiB and data.store_gib allows "
@@ -375,18 +378,18 @@ def capture_taps(
             )
         if local:
             require_room(Path(directory), size)
-        chunks = SHARD_BYTES // (2 * lm.config.d_model * chunk_tokens)
+        chunks = SHARD_BYTES // (2 * max(widths) * chunk_tokens)
         wanted["shard_tokens"] = max(1, min(SHARD_CHUNKS, chunks)) * chunk_tokens
         _write_state(directory, wanted, done)
     shard_tokens = wanted.get("shard_tokens")
     named = (name.split(".") for name in wanted["taps"])
     held = {f"{layer}.{site}": Tap(int(layer), site) for layer, site in named}
+    widths = {name: decoder.site_width(lm.config, tap.site) for name, tap in held.items()}
     opened = {}
     with interrupt.requested() as stop:
         for split, part in rows.items():
-            shape = (totals[split], lm.config.d_model)
             arrays = opened[split] = _arrays(
-                f"{directory}/{split}", held, shape, chunk_tokens, shard_tokens
+                f"{directory}/{split}", widths, totals[split], chunk_tokens, shard_tokens
             )
             if done[split]["rows"] == len(part.tokens):
                 continue
@@ -539,17 +542,20 @@ def _write(arrays: Mapping[str, Any], columns: Mapping[str, np.ndarray], start: 
 
 def _arrays(
     directory: str,
-    taps: Iterable[str],
-    shape: tuple[int, int],
+    widths: Mapping[str, int],
+    tokens: int,
     chunk_tokens: int,
     shard_tokens: int | None,
 ) -> dict[str, Any]:
-    """Opens a split's zarr3 arrays, or makes them; without `shard_tokens` they are of format 2."""
-    tokens, d_model = shape
-    kinds = COLUMNS | {f"{tap}/{name}": kind for tap in taps for name, kind in TAP_COLUMNS.items()}
+    """Opens a split's zarr3 arrays, or makes them, `widths` of each tap's values.
+
+    Without `shard_tokens` they are of format 2.
+    """
+    kinds = COLUMNS | {f"{tap}/{name}": k for tap in widths for name, k in TAP_COLUMNS.items()}
     arrays = {}
     for name, dtype in kinds.items():
-        tail = [d_model] if name.endswith("/values") else []
+        tap, _, column = name.partition("/")
+        tail = [widths[tap]] if column == "values" else []
         codecs: list[dict[str, Any]] = [
             {"name": "bytes", "configuration": {"endian": "little"}},
             {"name": "crc32c"},
@@ -613,7 +619,8 @@ def _read_state(directory: Path | str, wanted: Mapping[str, Any]) -> dict[str, A
         if found.result().state == "missing":
             return None
         state = json.loads(found.result().value)
-        holds = dict(state["holds"])
+        # Stores that do not say it are of models in float32.
+        holds = {"model_dtype": "float32"} | dict(state["holds"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"The activation store's {directory}/store.json cannot be read ({error}); remove the "

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from emojax.files import Place
-from emojax.lm import decoder
+from emojax.lm import decoder, sharding
 from emojax.lm.capture import Tap
 from emojax.lm.config import DecoderConfig, Rope
 from emojax.lm.model import LanguageModel
@@ -64,7 +66,8 @@ def split_of(
 ) -> Split:
     """Raw activations as a stored split."""
     sites = {"0.in": x} | ({} if target is None else {"0.out": target})
-    arrays = store._arrays(str(directory), sites, x.shape, CHUNK, 4 * CHUNK)
+    widths = {name: raw.shape[1] for name, raw in sites.items()}
+    arrays = store._arrays(str(directory), widths, len(x), CHUNK, 4 * CHUNK)
     zeros = np.zeros(len(x), np.int32)
     columns = dict.fromkeys(store.COLUMNS, zeros)
     columns["languages"] = zeros if languages is None else languages
@@ -135,6 +138,23 @@ def language_model(d_model: int = D, name: str = "toy") -> LanguageModel:
     )
     params = decoder.init(config, jax.random.key(0))
     return LanguageModel(name, config, params, tokenizer(), Path(), "f" * 64)
+
+
+def load(
+    name: str,
+    *,
+    dtype: Any = np.float32,
+    mesh: Mesh | None = None,
+    check: Callable[[DecoderConfig], None] | None = None,
+) -> LanguageModel:
+    """`sources.load` of the toy."""
+    lm = language_model(name=name)
+    if check is not None:
+        check(lm.config)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), lm.params)
+    if mesh is not None:
+        params = sharding.shard_params(lm.config, params, mesh)
+    return dataclasses.replace(lm, params=params)
 
 
 def two_processes(arguments: Callable[[str, str], list[str]]) -> list[str]:
