@@ -19,6 +19,7 @@ from emojax import files
 from emojax.errors import UserError
 from emojax.lm import decoder, sources
 from emojax.lm.capture import Tap, check_taps
+from emojax.lm.config import DecoderConfig
 from emojax.lm.model import LanguageModel
 from emojax.sae import artefact as artefacts
 from emojax.sae import corpus, metrics, state, store, text_stream, trainer
@@ -85,14 +86,14 @@ def run_all(
         state.make_mesh(config.train, config.sae.n_latents)
         for folder in (out / name, artefact / name):
             files.writable_dir(folder)
-        if jax.process_index() == 0:
-            with files.atomic(out / name / "config.json") as partial:
-                partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     corpus.check_languages([language for language, _ in corpora], data)
     texts = [corpus.read(language, path, hold=not streamed) for language, path in corpora]
-    lm = sources.load(first.sae.model)
-    for config in configs.values():
-        _check_fits(config.sae, lm)
+
+    def check(model: DecoderConfig) -> None:
+        for config in configs.values():
+            _check_fits(config.sae, model)
+
+    lm = sources.load(first.sae.model, check=check)
     if streamed:
         rows = {"heldout": text_stream.heldout(lm, data, corpora)}
     else:
@@ -125,7 +126,14 @@ def run_all(
             logging.info("Training %s, one of %d dictionaries.", name, len(configs))
         splits = held.splits(*_taps(config.sae))
         source = _streamed(config, lm, corpora) if streamed else splits["train"]
-        trained = trainer.train(config.sae, config.train, source, out / name, provenance=origin)
+        trained = trainer.train(
+            config.sae,
+            config.train,
+            source,
+            out / name,
+            provenance=origin,
+            resolved=dataclasses.asdict(config),
+        )
         # Before a sample is taken, which begins the stream again.
         read = _streamed_text(source, config) if isinstance(source, Stream) else {"tokens": {}}
         trained = artefacts.rounded(trained)
@@ -179,19 +187,19 @@ def _taps(sae: SaeConfig) -> list[Tap]:
     return [Tap(sae.layer, site) for site in (sae.site, sae.target_site) if site is not None]
 
 
-def _check_fits(sae: SaeConfig, lm: LanguageModel) -> None:
-    check_taps(lm.config, _taps(sae))
+def _check_fits(sae: SaeConfig, model: DecoderConfig) -> None:
+    check_taps(model, _taps(sae))
     for tap in _taps(sae):
-        width = decoder.site_width(lm.config, tap.site)
-        if width != lm.config.d_model:
+        width = decoder.site_width(model, tap.site)
+        if width != model.d_model:
             raise UserError(
-                f"The site {tap.site} of {lm.name} is {width} wide and its residual stream "
-                f"{lm.config.d_model}; set sae.site to one that is as wide."
+                f"The site {tap.site} of {sae.model} is {width} wide and its residual stream "
+                f"{model.d_model}; set sae.site to one that is as wide."
             )
-    if sae.d_model != lm.config.d_model:
+    if sae.d_model != model.d_model:
         raise UserError(
-            f"The SAE's d_model is {sae.d_model} but {lm.name} is {lm.config.d_model} wide; set "
-            f"sae.d_model={lm.config.d_model}."
+            f"The SAE's d_model is {sae.d_model} but {sae.model} is {model.d_model} wide; set "
+            f"sae.d_model={model.d_model}."
         )
 
 

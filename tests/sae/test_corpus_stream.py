@@ -293,6 +293,17 @@ def test_text_that_ends_is_named_where_it_is_not_read_again(lm, places, tmp_path
         next(start(lm, DATA, tmp_path / "one.jsonl"))
 
 
+def test_a_bad_line_far_in_a_corpus_is_named(lm, tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    for bad, said in (("{", "is no JSON"), ('{"body": "x"}', "has no text in a field 'text'")):
+        path.write_text("\n".join([*lines[:200], bad, *lines[200:]]))
+        rows = start(lm, DATA, path)
+        next(rows)
+        with pytest.raises(UserError, match=rf"Line 201 of the corpus {path} {said}"):
+            list(rows)
+
+
 def test_a_language_without_a_corpus_is_refused(lm, places):
     with pytest.raises(UserError, match="are in en but the config mixes en, zh"):
         start(lm, MIX, places["a.jsonl"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sae_toys import SAE, TRAIN, corpora, language_model, read_log, two_processes
+from sae_toys import SAE, TRAIN, corpora, language_model, load, read_log, two_processes
 
 from emojax.config import Config, override, sweep
 from emojax.errors import UserError
@@ -25,7 +25,7 @@ CONFIG = Config(
 
 @pytest.fixture(autouse=True)
 def toy_model(monkeypatch):
-    monkeypatch.setattr(sources, "load", lambda name: language_model())
+    monkeypatch.setattr(sources, "load", load)
 
 
 def start(tmp_path, texts, name="artefact", config=CONFIG):
@@ -54,6 +54,13 @@ def test_from_text_to_an_artefact_twice_the_same(tmp_path):
     assert again == evaluation
     other = artefact.load(tmp_path / "again")
     np.testing.assert_array_equal(other.sae.w_enc, loaded.sae.w_enc)
+    # What is refused leaves the record of what is there.
+    record = (tmp_path / "out" / "config.json").read_bytes()
+    assert json.loads(record)["train"]["learning_rate"] == TRAIN.learning_rate
+    for change, said in (("train.learning_rate=0.1", "another train.learning"), ("sae.k=99", "k")):
+        with pytest.raises(UserError, match=said):
+            start(tmp_path, texts, config=override(CONFIG, [change]))
+        assert (tmp_path / "out" / "config.json").read_bytes() == record
 
 
 def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
@@ -158,7 +165,14 @@ def test_dictionaries_that_cannot_share_a_capture_are_refused(tmp_path):
             sweep(CONFIG, axes)
 
 
-def test_a_width_that_is_not_the_models_is_refused_before_capture(tmp_path):
+def test_a_width_or_layer_that_is_not_the_models_is_refused_before_its_weights_are_read(
+    tmp_path, monkeypatch
+):
+    def reading(name, *, check, **_):
+        check(language_model().config)
+        pytest.fail("the weights were read")
+
+    monkeypatch.setattr(sources, "load", reading)
     with pytest.raises(UserError, match=r"sae\.d_model=16"):
         start(tmp_path, corpora(tmp_path), config=override(CONFIG, ["sae.d_model=17"]))
     with pytest.raises(UserError, match="layer"):
