@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def load(
     cache: Path | None = None,
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
+    check: Callable[[DecoderConfig], None] | None = None,
 ) -> LanguageModel:
     """Loads a language model.
 
@@ -69,6 +70,7 @@ def load(
         then takes twice its size in memory; jnp.bfloat16 keeps it as it is.
       mesh: with the axes of `sharding.make_mesh`, over which the parameters are laid as they are
         read; None is JAX's default device.
+      check: called with the config before the weights are fetched or read, to refuse it in time.
 
     Raises:
       UserError: the model is missing, damaged or not supported, or the cache cannot take it.
@@ -108,6 +110,8 @@ def load(
             f"The tokenizer in {directory} has {len(tokenizer):,} tokens and the model "
             f"{config.vocab_size:,}; take both from the same model."
         )
+    if check is not None:
+        check(config)
     if on_hub:
         _from_hub(name, (*_HUB_FILES, *_weights_wanted(directory)))
     if not any(directory.glob("*.safetensors")):

@@ -37,8 +37,9 @@ def render(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
 
 * Model weights (SHA-256): `{model["fingerprint"]}`
 * Text: {record["tokens"]["train"]:,} tokens ({mix}; {data["short_share"]:.0%} of them in rows of \
-one sentence or line), {train["epochs"]} passes in batches of {train["batch_tokens"]:,}; documents \
-with {record["tokens"]["heldout"]:,} tokens were held out. No human rating was read.
+one sentence or line), {record.get("passes", train["epochs"]):.3g} passes in batches of \
+{train["batch_tokens"]:,}; documents with {record["tokens"]["heldout"]:,} tokens were held out. \
+No human rating was read.
 * Versions: {versions}
 
 | language | file | SHA-256 |

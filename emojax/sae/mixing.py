@@ -48,13 +48,14 @@ class Buffer(NamedTuple):
       values: unit vectors.
       norms: what they are multiplied by.
       filled: slots that hold a token.
-      fault: row and position of the first token captured whose activation is not finite; -1.
+      fault: row and position of the first token captured whose activation is not finite, and its
+        place in its batch, which says whose text it is of; -1.
     """
 
     values: Float[Array, "sites tokens depth d_model"]
     norms: Float[Array, "sites tokens depth"]
     filled: Int[Array, ""]
-    fault: Int[Array, "2"]
+    fault: Int[Array, "3"]
 
 
 def shapes(mesh: Mesh, sites: int, tokens: int, depth: int, d_model: int, dtype: str) -> Buffer:
@@ -67,7 +68,7 @@ def shapes(mesh: Mesh, sites: int, tokens: int, depth: int, d_model: int, dtype:
         array((sites, tokens, depth, d_model), dtype, TOKENS),
         array((sites, tokens, depth), "float32", TOKENS),
         array((), "int32", P()),
-        array((2,), "int32", P()),
+        array((3,), "int32", P()),
     )
     return Buffer(*arrays)  # pyrefly: ignore [bad-argument-type]  # shapes for arrays
 
@@ -77,7 +78,7 @@ def empty(like: Buffer) -> Buffer:
 
     def build() -> Buffer:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        return zeros._replace(fault=jnp.full(2, -1, jnp.int32))
+        return zeros._replace(fault=jnp.full(3, -1, jnp.int32))
 
     return jax.jit(build, out_shardings=jax.tree.map(lambda x: x.sharding, like))()
 
@@ -119,7 +120,7 @@ def put(mesh: Mesh, buffer: Buffer, fresh: Fresh, slots: Int[Any, " tokens"]) ->
     write = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=TOKENS)
     broken = ~jnp.all(jnp.isfinite(fresh.norms), axis=0)
     first = jnp.argmax(broken)
-    found = jnp.stack([fresh.rows[first], fresh.positions[first]])
+    found = jnp.stack([fresh.rows[first], fresh.positions[first], first.astype(jnp.int32)])
     is_first = jnp.any(broken) & (buffer.fault[0] < 0)
     return Buffer(
         values=write(buffer.values, fresh.values, slots),

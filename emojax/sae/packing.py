@@ -83,8 +83,8 @@ class Packer:
                 row, _ = next(self._text)
             except StopIteration:
                 raise UserError(
-                    f"The text ends after {self._read:,} rows, before the training does; give more "
-                    "text, or set data.tokens lower."
+                    f"The text ends after {self._read:,} rows, before the training does; let it "
+                    "begin again, as that of emojax.sae.text_stream does, and run again."
                 ) from None
             check_rows(self._config, [row])
             length = max(SHORTEST, 1 << (len(row) - 1).bit_length())

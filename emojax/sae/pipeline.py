@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 
 from emojax import files
 from emojax.errors import UserError
 from emojax.lm import sources
 from emojax.lm.capture import Tap, check_taps
+from emojax.lm.config import DecoderConfig
 from emojax.lm.model import LanguageModel
 from emojax.sae import artefact as artefacts
 from emojax.sae import corpus, metrics, state, store, text_stream, trainer
@@ -87,14 +89,16 @@ def run_all(
         state.make_mesh(config.train, config.sae.n_latents)
         for folder in (out / name, artefact / name):
             files.writable_dir(folder)
-        if jax.process_index() == 0:
-            with files.atomic(out / name / "config.json") as partial:
-                partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     corpus.check_languages([language for language, _ in corpora], data)
     texts = [corpus.read(language, path, hold=not streamed) for language, path in corpora]
-    lm = sources.load(first.sae.model, dtype=jnp.dtype(activations.model_dtype), mesh=own)
-    for config in configs.values():
-        _check_fits(config.sae, lm)
+
+    def check(model: DecoderConfig) -> None:
+        for config in configs.values():
+            _check_fits(config.sae, model)
+
+    lm = sources.load(
+        first.sae.model, dtype=jnp.dtype(activations.model_dtype), mesh=own, check=check
+    )
     if streamed:
         rows = {"heldout": text_stream.heldout(lm, data, corpora)}
     else:
@@ -132,7 +136,16 @@ def run_all(
             logging.info("Training %s, one of %d dictionaries.", name, len(configs))
         splits = held.splits(*_taps(config.sae))
         source = _streamed(config, lm, corpora) if streamed else splits["train"]
-        trained = trainer.train(config.sae, config.train, source, out / name, provenance=origin)
+        trained = trainer.train(
+            config.sae,
+            config.train,
+            source,
+            out / name,
+            provenance=origin,
+            resolved=dataclasses.asdict(config),
+        )
+        # Before a sample is taken, which begins the stream again.
+        read = _streamed_text(source, config) if isinstance(source, Stream) else {"tokens": {}}
         trained = artefacts.rounded(trained)
         sample = state.sample(source)
         untrained = state.untrained(config.sae, sample)
@@ -145,7 +158,8 @@ def run_all(
         tokens = {split: held.tokens[split] for split in rows}
         provenance = origin | {
             "train": dataclasses.asdict(config.train),
-            "tokens": ({"train": data.tokens} if streamed else {}) | tokens,
+            **read,
+            "tokens": read["tokens"] | tokens,
             "versions": {"python": platform.python_version()}
             | {package: importlib.metadata.version(package) for package in PACKAGES},
             "command": command,
@@ -189,13 +203,13 @@ def _taps(sae: SaeConfig) -> list[Tap]:
     return [Tap(sae.layer, site) for site in (sae.site, sae.target_site) if site is not None]
 
 
-def _check_fits(sae: SaeConfig, lm: LanguageModel) -> None:
-    check_taps(lm.config, _taps(sae))
-    width = width_of(lm.config, _taps(sae))
+def _check_fits(sae: SaeConfig, model: DecoderConfig) -> None:
+    check_taps(model, _taps(sae))
+    width = width_of(model, _taps(sae))
     if sae.d_model != width:
         raise UserError(
-            f"The SAE's d_model is {sae.d_model} but {sae.site} of {lm.name} is {width} wide; set "
-            f"sae.d_model={width}."
+            f"The SAE's d_model is {sae.d_model} but {sae.site} of {sae.model} is {width} wide; "
+            f"set sae.d_model={width}."
         )
 
 
@@ -222,7 +236,7 @@ def _streamed(config: "Config", lm: LanguageModel, corpora: Sequence[tuple[str, 
     """The activations of this process' part of the text."""
     mesh = state.make_mesh(config.train, config.sae.n_latents)
     hosts = jax.process_index(), jax.process_count()
-    text = text_stream.rows(lm, config.data, corpora, "train", *hosts)
+    text = text_stream.rows(lm, config.data, corpora, "train", *hosts, config.train.epochs)
     return Stream(
         lm,
         _taps(config.sae),
@@ -232,6 +246,15 @@ def _streamed(config: "Config", lm: LanguageModel, corpora: Sequence[tuple[str, 
         batch_tokens=config.train.batch_tokens,
         mesh=mesh,
     )
+
+
+def _streamed_text(source: Stream, config: "Config") -> dict[str, Any]:
+    """How much text was trained on, and how often: a text may be shorter than what was asked."""
+    own = text_stream.distinct(source.position()["packer"]["text"])
+    there = int(np.sum(multihost_utils.process_allgather(np.array(own))))
+    tokens = min(there, config.data.tokens)
+    passes = config.train.epochs * config.data.tokens / tokens
+    return {"tokens": {"train": tokens}, "passes": passes}
 
 
 def _measured(

@@ -1,12 +1,17 @@
 """Activations captured once, kept on disk or in a bucket, read shuffled.
 
 A store is a folder, local or `gs://`: `store.json` (what it holds and how far the capture is) and,
-for each split, zarr3 arrays written by TensorStore with a checksum per chunk: `token_ids`,
-`positions`, `rows` int32, `languages` uint8, and for each tap, in a folder such as `9.resid_post`,
-`values` [tokens, width] float16 unit vectors and `norms` [tokens] float32. All taps are read in
-one pass of the language model. Special tokens (BOS, padding) are never stored.
+for each split, zarr3 arrays written by TensorStore: `token_ids`, `positions`, `rows` int32,
+`languages` uint8, and for each tap, in a folder such as `9.resid_post`, `values` [tokens, width]
+float16 unit vectors and `norms` [tokens] float32. All taps are read in one pass of the language
+model. Special tokens (BOS, padding) are never stored.
+
+An array is few large objects: shards of up to 32 chunks (`sharding_indexed`), each written once and
+whole. A chunk, what is read in one go, has a checksum of its own, and so has each shard's index.
+Format 2, whose chunks are objects of their own, is read too.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -26,8 +31,11 @@ from emojax.sae import interrupt
 from emojax.sae.ahead import Stopwatch, ahead
 from emojax.sae.corpus import Rows
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)
 CHUNK_TOKENS = 2048
+# Of a shard, which a capture holds in memory: chunks, and bytes of one site's vectors.
+SHARD_CHUNKS, SHARD_BYTES = 32, 2**28
 BUFFER_CHUNKS = 32
 BATCHES_AHEAD = 2
 SEGMENT_ROWS = 256
@@ -67,13 +75,15 @@ class Split:
       tokens: how many tokens there are.
       languages: the names that the column `languages` counts in.
       chunk_tokens: tokens per chunk, the unit of shuffled reading.
+      directory: the store's folder or address.
       waiting: how long the disk was waited for.
     """
 
     arrays: Mapping[str, Any]
     tokens: int
     languages: tuple[str, ...]
-    chunk_tokens: int = CHUNK_TOKENS
+    chunk_tokens: int
+    directory: str
     waiting: Stopwatch = dataclasses.field(default_factory=Stopwatch, compare=False)
 
     @property
@@ -87,22 +97,31 @@ class Split:
         return "target_values" in self.arrays
 
     def read(self, start: int, stop: int) -> Sample:
-        """Tokens `start` to `stop`, in the order in which they were captured."""
+        """Tokens `start` to `stop`, in the order in which they were captured.
+
+        Raises:
+          UserError: the store is damaged or cannot be reached, here as in all that reads it.
+        """
         futures = {name: self.arrays[name][start:stop].read() for name in self.arrays}
-        return Sample(**{name: future.result() for name, future in futures.items()})
+        return Sample(**{name: self._came(future) for name, future in futures.items()})
 
     def raw(self, start: int, stop: int) -> Batch:
         """Raw activations of tokens `start` to `stop`, and of the target if there is one."""
         parts = []
         for values, norms in self._sites():
             both = [self.arrays[name][start:stop].read() for name in (values, norms)]
-            unit, norm = (future.result().astype(np.float32) for future in both)
+            unit, norm = (self._came(future).astype(np.float32) for future in both)
             parts.append(unit * norm[:, None])
         return Batch(*parts)
 
     def sample(self, tokens: int) -> Batch:
         """The first raw activations."""
         return self.raw(0, min(tokens, self.tokens))
+
+    def _came(self, future: Any) -> np.ndarray:
+        """What was read, its checksums found right."""
+        with _reading(self.directory):
+            return future.result()
 
     def _sites(self) -> list[tuple[str, str]]:
         """The columns of values and norms: of the input, and of the target if there is one."""
@@ -150,7 +169,7 @@ class Split:
         reading = self._read_chunks(upcoming[0])
         while True:
             _, order, first, n = upcoming
-            columns = [np.concatenate([f.result() for f in column]) for column in reading]
+            columns = [np.concatenate([self._came(f) for f in column]) for column in reading]
             pairs = list(zip(columns[::2], columns[1::2], strict=True))
             # The next buffer, the next pass's too, is read while this one is trained on.
             upcoming = next(buffers)
@@ -189,7 +208,7 @@ class Split:
         """Which stored tokens a step's batch (counted from 0) is made of, a broken one first."""
         tokens = self.tokens_of(batch_tokens, seed, step)
         values, norms, rows, positions = (
-            self.arrays[name][tokens].read().result()
+            self._came(self.arrays[name][tokens].read())
             for name in ("values", "norms", "rows", "positions")
         )
         broken = np.flatnonzero(~(np.isfinite(norms) & np.isfinite(values).all(axis=1)))
@@ -242,12 +261,14 @@ class Store:
       tokens: by split.
       languages: the names that the column `languages` counts in.
       chunk_tokens: tokens per chunk.
+      directory: the folder or address.
     """
 
     arrays: Mapping[str, Mapping[str, Any]]
     tokens: Mapping[str, int]
     languages: tuple[str, ...]
     chunk_tokens: int
+    directory: str
 
     def splits(self, tap: Tap, target: Tap | None = None) -> dict[str, Split]:
         """What one dictionary is trained and measured on."""
@@ -257,7 +278,8 @@ class Store:
             own |= {name: arrays[f"{_named(tap)}/{name}"] for name in TAP_COLUMNS}
             if target is not None:
                 own |= {f"target_{n}": arrays[f"{_named(target)}/{n}"] for n in TAP_COLUMNS}
-            found[split] = Split(own, self.tokens[split], self.languages, self.chunk_tokens)
+            tokens = self.tokens[split]
+            found[split] = Split(own, tokens, self.languages, self.chunk_tokens, self.directory)
         return found
 
 
@@ -316,7 +338,8 @@ def capture_taps(
 ) -> Store:
     """Captures each split's rows into the store at `directory`, or goes on where it stopped.
 
-    Finished segments of 256 rows are on disk; Ctrl-C and SIGTERM lose at most the one at work.
+    Whole shards are on the disk; Ctrl-C and SIGTERM save what is captured of the one at work, and a
+    kill loses that.
 
     Args:
       lm: the language model.
@@ -336,7 +359,7 @@ def capture_taps(
     if local:
         writable_dir(Path(directory))
     wanted = identity(lm, taps, rows) | {"chunk_tokens": chunk_tokens}
-    done = {split: {"rows": 0, "tokens": 0} for split in rows}
+    done = {split: {"rows": 0, "tokens": 0, "written": 0} for split in rows}
     special = np.array(sorted(lm.tokenizer.all_special_ids), np.int32)
     totals = {
         split: int(sum(np.isin(row, special, invert=True).sum() for row in part.tokens))
@@ -355,37 +378,116 @@ def capture_taps(
             )
         if local:
             require_room(Path(directory), size)
+        chunks = SHARD_BYTES // (2 * max(widths) * chunk_tokens)
+        wanted["shard_tokens"] = max(1, min(SHARD_CHUNKS, chunks)) * chunk_tokens
         _write_state(directory, wanted, done)
+    shard_tokens = wanted.get("shard_tokens")
     named = (name.split(".") for name in wanted["taps"])
     held = {f"{layer}.{site}": Tap(int(layer), site) for layer, site in named}
     widths = {name: decoder.site_width(lm.config, tap.site) for name, tap in held.items()}
     opened = {}
     with interrupt.requested() as stop:
         for split, part in rows.items():
-            place = f"{directory}/{split}"
-            arrays = opened[split] = _arrays(place, widths, totals[split], chunk_tokens)
-            progress = tqdm(
+            arrays = opened[split] = _arrays(
+                f"{directory}/{split}", widths, totals[split], chunk_tokens, shard_tokens
+            )
+            if done[split]["rows"] == len(part.tokens):
+                continue
+            # Format 2 counted whole segments only, all of them written.
+            written = done[split].get("written", done[split]["tokens"])
+            with _reading(directory):
+                shards = _Shards(arrays, shard_tokens or chunk_tokens, written)
+            with tqdm(
                 total=totals[split],
-                initial=done[split]["tokens"],
+                initial=written,
                 desc=f"capture {split}",
                 unit="tok",
                 unit_scale=True,
-                disable=done[split]["rows"] == len(part.tokens),
-            )
-            with progress:
-                while done[split]["rows"] < len(part.tokens):
-                    first = done[split]["rows"]
-                    segment = part.tokens[first : first + SEGMENT_ROWS]
-                    start = done[split]["tokens"]
-                    for columns in _captured(lm, held, segment, part, first, special, batch_tokens):
-                        _write(arrays, columns, start)
-                        start += len(columns["rows"])
-                        progress.update(len(columns["rows"]))
-                        if stop():
-                            raise KeyboardInterrupt
-                    done[split] = {"rows": first + len(segment), "tokens": start}
-                    _write_state(directory, wanted, done)
-    return Store(opened, totals, next(iter(rows.values())).names, chunk_tokens)
+            ) as progress:
+                segments = _segments(lm, held, part, done[split], special, batch_tokens)
+                for columns, segment in segments:
+                    shards.add(columns)
+                    progress.update(shards.tokens - progress.n)
+                    if stopping := stop():
+                        shards.write()
+                    if shards.written > written:
+                        written = shards.written
+                        done[split] = segment | {"written": written}
+                        _write_state(directory, wanted, done)
+                    if stopping:
+                        raise KeyboardInterrupt
+            shards.write()
+            done[split] = {
+                "rows": len(part.tokens),
+                "tokens": totals[split],
+                "written": totals[split],
+            }
+            _write_state(directory, wanted, done)
+    languages = next(iter(rows.values())).names
+    return Store(opened, totals, languages, chunk_tokens, str(directory))
+
+
+class _Shards:
+    """A split's tokens on their way to the disk, held until a shard of each array is full.
+
+    `tokens` were given so far, `written` of them are on the disk.
+    """
+
+    def __init__(self, arrays: Mapping[str, Any], size: int, written: int):
+        """Goes on behind `written` tokens; a shard begun is read, to be written again whole."""
+        self._arrays, self._size = arrays, size
+        self.tokens = self.written = written
+        self._begin = written - written % size
+        self._held = {
+            name: np.empty((size, *array.shape[1:]), array.dtype.numpy_dtype)
+            for name, array in arrays.items()
+        }
+        for name, held in self._held.items():
+            held[: written - self._begin] = arrays[name][self._begin : written].read().result()
+
+    def add(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Takes tokens in, and writes what shards they fill."""
+        count, taken = len(columns["rows"]), 0
+        while taken < count:
+            place = self.tokens - self._begin
+            more = min(count - taken, self._size - place)
+            for name, held in self._held.items():
+                held[place : place + more] = columns[name][taken : taken + more]
+            self.tokens += more
+            taken += more
+            if place + more == self._size:
+                self.write()
+
+    def write(self) -> None:
+        """Writes what is held."""
+        if self.written < self.tokens:
+            held = {name: held[: self.tokens - self._begin] for name, held in self._held.items()}
+            _write(self._arrays, held, self._begin)
+            self.written = self.tokens
+        self._begin = self.tokens - self.tokens % self._size
+
+
+def _segments(
+    lm: LanguageModel,
+    taps: Mapping[str, Tap],
+    part: Rows,
+    done: Mapping[str, int],
+    special: np.ndarray,
+    batch_tokens: int,
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, int]]]:
+    """What is not yet written, batch by batch, each with the row and token its segment begins at.
+
+    A segment begun is captured again as a whole, so that its batches are the same ones.
+    """
+    at = done["tokens"]
+    known = done.get("written", at)
+    for first in range(done["rows"], len(part.tokens), SEGMENT_ROWS):
+        begins = {"rows": first, "tokens": at}
+        segment = part.tokens[first : first + SEGMENT_ROWS]
+        for columns in _captured(lm, taps, segment, part, first, special, batch_tokens):
+            skipped = max(0, known - at)
+            at += len(columns["rows"])
+            yield {name: column[skipped:] for name, column in columns.items()}, begins
 
 
 def _captured(
@@ -439,15 +541,37 @@ def _write(arrays: Mapping[str, Any], columns: Mapping[str, np.ndarray], start: 
 
 
 def _arrays(
-    directory: str, widths: Mapping[str, int], tokens: int, chunk_tokens: int
+    directory: str,
+    widths: Mapping[str, int],
+    tokens: int,
+    chunk_tokens: int,
+    shard_tokens: int | None,
 ) -> dict[str, Any]:
-    """Opens a split's zarr3 arrays, or makes them, `widths` of each tap's values."""
+    """Opens a split's zarr3 arrays, or makes them, `widths` of each tap's values.
+
+    Without `shard_tokens` they are of format 2.
+    """
     kinds = COLUMNS | {f"{tap}/{name}": k for tap in widths for name, k in TAP_COLUMNS.items()}
     arrays = {}
     for name, dtype in kinds.items():
         tap, _, column = name.partition("/")
         tail = [widths[tap]] if column == "values" else []
-        chunks = {"chunk_shape": [chunk_tokens, *tail]}
+        codecs: list[dict[str, Any]] = [
+            {"name": "bytes", "configuration": {"endian": "little"}},
+            {"name": "crc32c"},
+        ]
+        options = {}
+        if shard_tokens is not None:
+            inside = {
+                "chunk_shape": [chunk_tokens, *tail],
+                "codecs": codecs,
+                "index_codecs": codecs,
+                "index_location": "end",
+            }
+            codecs = [{"name": "sharding_indexed", "configuration": inside}]
+            # Else a lost object would be read as zeros.
+            options = {"fill_missing_data_reads": False, "store_data_equal_to_fill_value": True}
+        grid = {"chunk_shape": [shard_tokens or chunk_tokens, *tail]}
         arrays[name] = ts.open(
             {
                 "driver": "zarr3",
@@ -455,18 +579,30 @@ def _arrays(
                 "metadata": {
                     "shape": [tokens, *tail],
                     "data_type": dtype,
-                    "chunk_grid": {"name": "regular", "configuration": chunks},
-                    "codecs": [
-                        {"name": "bytes", "configuration": {"endian": "little"}},
-                        {"name": "crc32c"},
-                    ],
+                    "chunk_grid": {"name": "regular", "configuration": grid},
+                    "codecs": codecs,
                 },
+                **options,
             },
             open=True,
             create=True,
             context=_CONTEXT,
         )
-    return {name: future.result() for name, future in arrays.items()}
+    with _reading(directory):
+        return {name: future.result() for name, future in arrays.items()}
+
+
+@contextlib.contextmanager
+def _reading(directory: Path | str) -> Iterator[None]:
+    """TensorStore's errors, which name the file, as what to do."""
+    try:
+        yield
+    except ValueError as error:
+        problem = str(error).splitlines()[0]
+        raise UserError(
+            f"The activation store {directory} cannot be read ({problem}); if it is damaged, "
+            "delete that folder and run the same command again, which captures it anew."
+        ) from None
 
 
 def kvstore(directory: Path | str) -> Any:
@@ -494,6 +630,8 @@ def _read_state(directory: Path | str, wanted: Mapping[str, Any]) -> dict[str, A
         fits = holds.get(name) == value
         if name == "taps":
             fits = set(value) <= set(holds.get(name, ()))
+        if name == "format":
+            fits = holds.get(name) in READABLE
         if not fits:
             raise UserError(
                 f"The activation store {directory} was made with another {name} "

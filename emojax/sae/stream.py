@@ -44,6 +44,8 @@ MODEL_DTYPES = ("float32", "bfloat16")
 OWN = ("data", "model")
 PACKS_AHEAD = 2
 BATCHES_AHEAD = 2
+# Of the text around an activation that is not finite, on each side.
+SHOWN_TOKENS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +171,9 @@ class Stream:
         self._batch_tokens, self._dtype = batch_tokens, config.dtype
         self._like = mixing.shapes(mesh, len(taps), batch_tokens, depth, self.width, config.dtype)
         self._buffer: Buffer | None = None
+        # What is in the buffer, and most of what was shortly before.
+        packs = 2 + 4 * config.buffer_tokens // config.capture_tokens
+        self._recent: deque[tuple[np.ndarray, ...]] = deque(maxlen=packs)
         self._start = self._packer.get_state()
         self._position: dict[str, Any] = {"packer": self._start, "used": 0}
 
@@ -268,12 +273,24 @@ class Stream:
         self._position = position
 
     def origin(self, batch_tokens: int, seed: int, step: int) -> str:
-        """What is known of the activations of a step's batch."""
-        del batch_tokens, seed, step
-        fault = [-1, -1] if self._buffer is None else _on_host(self._buffer.fault).tolist()
-        if fault[0] < 0:
+        """Whether an activation was not finite when it was captured, and which text it is of.
+
+        Rows count from 0 in the order of a process' text, as its `TextStream` gives them.
+        """
+        del seed, step
+        fault = [-1] * 3 if self._buffer is None else _on_host(self._buffer.fault).tolist()
+        row, position, place = fault
+        if row < 0:
             return "all activations captured so far are finite"
-        return f"the first activation that is not finite is of row {fault[0]}, position {fault[1]}"
+        said = f"the first activation that is not finite is of row {row}, position {position}"
+        process = self._mesh.devices.flat[place * self._mesh.size // batch_tokens].process_index
+        if process != jax.process_index():
+            return f"{said}, of the text of process {process}"
+        for numbers, tokens, mask in self._recent:
+            for i in np.flatnonzero(numbers == row)[:1]:
+                there = tokens[i][mask[i]][max(0, position - SHOWN_TOKENS) :][: 2 * SHOWN_TOKENS]
+                return f'{said}, in "{self._lm.tokenizer.decode(there)}"'
+        return said
 
     def _fresh(self) -> Generator[Fresh, None, None]:
         """Batches of tokens as they are captured, from the position, which moves along."""
@@ -281,12 +298,14 @@ class Stream:
         packs = ahead(self._packer, PACKS_AHEAD, self.waiting)
         try:
             pack, used = next(packs), self._position["used"]
+            self._recent.append((pack.numbers, pack.tokens, pack.mask))
             read = self._read(pack)
             while True:
                 fresh, start = None, 0
                 while start < share:
                     if used == pack.count:
                         pack, used = next(packs), 0
+                        self._recent.append((pack.numbers, pack.tokens, pack.mask))
                         read = self._read(pack)
                     taken = min(share - start, pack.count - used)
                     fresh = _gather(self._own, self._dtype, share, fresh, read, start, used, taken)

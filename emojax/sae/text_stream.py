@@ -17,11 +17,15 @@ pad.
 A hash of its text and `data.seed` decides whether a document is trained on or held out, and whether
 a piece of running text is read sentence by sentence or goes into long rows. Both are known while
 streaming, and equal documents go the same way.
+
+A pass over the text to train on is `data.tokens`, dealt out to hosts and parts. Where there are
+several, the next reads the same rows again; so it does, with a warning, where a corpus ends before.
 """
 
 import copy
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -156,10 +160,12 @@ def rows(
     split: Literal["train", "heldout"],
     host: int = 0,
     hosts: int = 1,
+    passes: int = 1,
 ) -> "Rows":
     """This host's rows of one split: `(tokens, language)`, one after another.
 
-    No row is seen by two hosts, none comes twice, and none of a held-out document comes in "train".
+    No row is seen by two hosts, none comes twice in a pass, and none of a held-out document comes
+    in "train". Rows to train on come without end.
 
     Args:
       lm: the model whose tokenizer is used.
@@ -168,13 +174,14 @@ def rows(
       split: which documents.
       host: this host's number.
       hosts: how many there are.
+      passes: how often the first `config.tokens` are read; then comes what is behind them.
 
     Raises:
       UserError: a corpus cannot be read, or the languages do not fit the config.
     """
     sources = [find(language, path) for language, path in corpora]
     grain.sharding.ShardOptions(host, hosts)  # refuses a host that is none of them
-    return Rows(lm, config, parts(sources, config), split, host, hosts)
+    return Rows(lm, config, parts(sources, config), split, host, hosts, passes)
 
 
 def heldout(
@@ -210,14 +217,20 @@ class Rows:
         split: str,
         host: int,
         hosts: int,
+        passes: int,
     ):
-        self._parts = mix
+        self._parts, self._split, self._passes = mix, split, passes
         self._special = frozenset(lm.tokenizer.all_special_ids)
-        self._pipelines = [
-            iter(_pipeline(lm, config, part, split, number, host, hosts))
+        self._datasets = [
+            _pipeline(lm, config, part, split, number, host, hosts)
             for number, part in enumerate(mix)
         ]
+        self._pipelines = [iter(dataset) for dataset in self._datasets]
+        self._per_pass = [config.tokens * part.share / hosts for part in mix]
         self._spent = [0] * len(mix)
+        self._said: set[int] = set()
+        # What was spent when each pass ended.
+        self._ends: list[list[int]] = [[] for _ in mix]
         self._settings = _settings(config, mix, split, host, hosts)
 
     def __iter__(self) -> "Rows":
@@ -227,27 +240,48 @@ class Rows:
         """The next row.
 
         Raises:
-          UserError: a corpus has no more text.
+          UserError: a corpus has no held-out text left, or no text to train on.
         """
         behind = [spent / part.share for spent, part in zip(self._spent, self._parts, strict=True)]
         number = behind.index(min(behind))
-        part = self._parts[number]
+        part, ends = self._parts[number], self._ends[number]
+        if len(ends) < self._passes - 1 and self._of_pass(number) >= self._per_pass[number]:
+            self._begin_again(number)
         row = next(self._pipelines[number], None)
+        if row is None and self._split == "train" and self._of_pass(number):
+            if number not in self._said:
+                self._said.add(number)
+                logging.warning(
+                    "The corpus %s gives %s tokens on this host and is asked for more; it is read "
+                    "again from its beginning.", part.source.path, f"{self._of_pass(number):,}",
+                )  # fmt: skip
+            self._begin_again(number)
+            row = next(self._pipelines[number], None)
         if row is None:
             kind = "sentences" if part.short and not part.source.short else "text"
             raise UserError(
-                f"The corpus {part.source.path} has no more {self._settings['split']} {kind} "
-                f"after {self._spent[number]:,} tokens on this host; give more text, or set "
-                "data.tokens, data.heldout_tokens or the language's weight lower."
+                f"The corpus {part.source.path} has no more {self._split} {kind} after "
+                f"{self._spent[number]:,} tokens on this host; give more text, or set "
+                "data.heldout_tokens or the language's weight lower."
             )
         self._spent[number] += sum(token not in self._special for token in row)
         return row, part.language
+
+    def _of_pass(self, number: int) -> int:
+        """What a pipeline has given since its pass began."""
+        return self._spent[number] - (self._ends[number] or [0])[-1]
+
+    def _begin_again(self, number: int) -> None:
+        self._pipelines[number].close()
+        self._pipelines[number] = iter(self._datasets[number])
+        self._ends[number].append(self._spent[number])
 
     def get_state(self) -> dict[str, Any]:
         """Where the iterator stands."""
         return {
             "settings": self._settings,
             "spent": list(self._spent),
+            "ends": [list(ends) for ends in self._ends],
             "pipelines": [pipeline.get_state() for pipeline in self._pipelines],
         }
 
@@ -264,8 +298,15 @@ class Rows:
                     "go on as it began, or begin anew in another folder."
                 )
         self._spent = list(state["spent"])
+        self._ends = [list(ends) for ends in state["ends"]]
         for pipeline, where in zip(self._pipelines, state["pipelines"], strict=True):
             pipeline.set_state(_with_tuples(where))
+
+
+def distinct(state: Mapping[str, Any]) -> int:
+    """How many tokens of `Rows` in this state were none that it had given before."""
+    both = zip(state["ends"], state["spent"], strict=True)
+    return sum(ends[0] if ends else spent for ends, spent in both)
 
 
 def _settings(

@@ -38,6 +38,7 @@ def train(
     directory: Place,
     *,
     provenance: dict[str, Any] | None = None,
+    resolved: Mapping[str, Any] | None = None,
 ) -> SparseAutoencoder:
     """Trains a dictionary, or goes on with what `directory` holds of the same run.
 
@@ -51,9 +52,12 @@ def train(
       source: the activations, stored or streamed.
       directory: the run's folder.
       provenance: what else must be the same for a run to be the same run (JSON).
+      resolved: the whole configuration, for `config.json` in the folder; what is refused leaves
+        that of a former run.
 
     Raises:
-      UserError: the folder holds another run, the data does not fit, or the loss is not finite.
+      UserError: the folder holds another run, the data does not fit, the loss is not finite, or
+        the source can give no more; then what is trained is saved, if there is one process.
       KeyboardInterrupt: a signal came; everything is saved.
     """
     _check_fits(config, source)
@@ -70,6 +74,9 @@ def train(
     like = Saved(states.like(config, settings, mesh), source.like())
     require_room(directory, (settings.keep + 2) * _bytes(like))
     use = speed.flops_per_token(config) / speed.peak_flops()
+    if resolved is not None and first_process:
+        with atomic(directory / "config.json") as partial:
+            partial.write_text(json.dumps(resolved, indent=2) + "\n")
     with Checkpoints(directory / "checkpoints", settings.keep) as checkpoints:
         state = _begun(config, settings, source, mesh, checkpoints, like)
         first = int(state.step)
@@ -102,7 +109,12 @@ def train(
                 save = now % settings.checkpoint_every == 0 or stopping or last
                 # Asked for before this step's numbers are waited for; what is saved is the source
                 # as this step left it.
-                upcoming = None if save else next(batches)
+                upcoming, failed = None, None
+                try:
+                    upcoming = None if save else next(batches)
+                except UserError as error:
+                    # All save together, and the other processes do not know.
+                    failed, save = error, jax.process_count() == 1
                 if save or new_line:
                     found = _means(state, settings)
                     if int(state.bad):
@@ -135,6 +147,8 @@ def train(
                         positions = _of_all(source.position())
                         saved = Saved(state, source.state())
                         checkpoints.save(saved, found["reconstruction"], positions)
+                if failed is not None:
+                    raise failed
                 if stopping and not last:
                     raise KeyboardInterrupt
     return states.finish(config, state)

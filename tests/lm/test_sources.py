@@ -178,6 +178,16 @@ def test_a_directory_that_is_not_a_model(
         sources.load(folder, cache=tmp_path)
 
 
+def test_a_config_is_shown_before_any_weights(tiny_directory: Path, monkeypatch):
+    monkeypatch.setattr(sources.weights, "load", lambda *_: pytest.fail("the weights were read"))
+
+    def check(config):
+        raise UserError(f"{config.n_layers} layers")
+
+    with pytest.raises(UserError, match=r"\d layers"):
+        sources.load(tiny_directory, check=check)
+
+
 @pytest.mark.parametrize("tokenizer", [None, "{}"])
 def test_a_tokenizer_is_looked_at_before_any_weights(
     tmp_path: Path, tiny_directory: Path, tokenizer: str | None, monkeypatch: pytest.MonkeyPatch

@@ -3,7 +3,7 @@
     python full_disk.py FOLDER HOW
 
 HOW: `filled`, something else fills the disk; `limited`, the system lets files grow no further;
-`roomy`, nothing happens. Full it becomes after the third write of the second segment of rows.
+`roomy`, nothing happens. Full it becomes before the third shard is written.
 """
 
 import resource
@@ -32,23 +32,21 @@ def fill() -> None:
 
 def limit() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    # Less than a chunk of values, more than store.json.
+    # Less than a shard of values, more than store.json.
     resource.setrlimit(resource.RLIMIT_FSIZE, (CHUNK * 16, CHUNK * 16))
 
 
-write, written = store._write, []
+write = store._write
 
 
 def writing(arrays, columns, start):
-    if (written or start >= first_of_second) and HOW != "roomy":
-        written.append(start)
-        if len(written) == 4:
-            {"filled": fill, "limited": limit}[HOW]()
+    if start == 2 * store.SHARD_CHUNKS * CHUNK:
+        {"filled": fill, "limited": limit, "roomy": lambda: None}[HOW]()
     write(arrays, columns, start)
 
 
 rows = {"train": text_rows(600), "heldout": text_rows(40, seed=1)}
-first_of_second = sum(len(row) - 1 for row in rows["train"].tokens[: store.SEGMENT_ROWS])
+store.SHARD_CHUNKS = 4
 store._write = writing
 try:
     store.capture(

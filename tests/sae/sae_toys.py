@@ -67,14 +67,14 @@ def split_of(
     """Raw activations as a stored split."""
     sites = {"0.in": x} | ({} if target is None else {"0.out": target})
     widths = {name: raw.shape[1] for name, raw in sites.items()}
-    arrays = store._arrays(str(directory), widths, len(x), CHUNK)
+    arrays = store._arrays(str(directory), widths, len(x), CHUNK, 4 * CHUNK)
     zeros = np.zeros(len(x), np.int32)
     columns = dict.fromkeys(store.COLUMNS, zeros)
     columns["languages"] = zeros if languages is None else languages
     for name, raw in sites.items():
         columns[f"{name}/values"], columns[f"{name}/norms"] = store._split_norm(raw)
     store._write(arrays, columns, 0)
-    held = Store({"all": arrays}, {"all": len(x)}, ("en", "zh"), CHUNK)
+    held = Store({"all": arrays}, {"all": len(x)}, ("en", "zh"), CHUNK, str(directory))
     return held.splits(Tap(0, "in"), None if target is None else Tap(0, "out"))["all"]
 
 
@@ -96,7 +96,9 @@ class Interfering(Split):
     """A split that does something to a given batch just before it is given out."""
 
     def __init__(self, split: Split, at: int, act):
-        super().__init__(split.arrays, split.tokens, split.languages, split.chunk_tokens)
+        super().__init__(
+            split.arrays, split.tokens, split.languages, split.chunk_tokens, split.directory
+        )
         object.__setattr__(self, "at", at)
         object.__setattr__(self, "act", act)
 
@@ -138,9 +140,17 @@ def language_model(d_model: int = D, name: str = "toy", n_heads: int = 2) -> Lan
     return LanguageModel(name, config, params, tokenizer(), Path(), "f" * 64)
 
 
-def load(name: str, *, dtype: Any = np.float32, mesh: Mesh | None = None) -> LanguageModel:
+def load(
+    name: str,
+    *,
+    dtype: Any = np.float32,
+    mesh: Mesh | None = None,
+    check: Callable[[DecoderConfig], None] | None = None,
+) -> LanguageModel:
     """`sources.load` of the toy."""
     lm = language_model(name=name)
+    if check is not None:
+        check(lm.config)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), lm.params)
     if mesh is not None:
         params = sharding.shard_params(lm.config, params, mesh)

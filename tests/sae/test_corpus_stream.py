@@ -94,12 +94,15 @@ def start(lm, config, place, split="train", host=0, hosts=1) -> text_stream.Rows
 
 
 def every_row(rows) -> list[text_stream.Row]:
-    """Until the corpus has no more."""
+    """Until the corpus has no more, or is read again."""
     found = []
-    with pytest.raises(UserError, match="has no more"):
-        while True:
+    try:
+        while not any(rows._ends):
             found.append(next(rows)[0])
-    return found
+    except UserError as error:
+        assert "has no more heldout" in str(error)
+        return found
+    return found[:-1]
 
 
 def names(lm, rows) -> list[str]:
@@ -233,10 +236,72 @@ def test_special_tokens_in_a_text_do_not_count(lm, tmp_path):
     assert spent < sum(len(row) - 1 for row in seen)
 
 
-def test_a_corpus_that_ends_too_early_is_named(lm, places):
-    rows = start(lm, DATA, places["a.parquet"])
-    with pytest.raises(UserError, match=r"a\.parquet has no more train text after [\d,]+ tokens"):
-        list(rows)
+def test_text_to_train_on_that_ends_is_read_again_from_its_beginning(lm, places, tmp_path, caplog):
+    """Each corpus for itself, over and over; a state of any pass is gone on with."""
+    small = tmp_path / "small.jsonl"
+    small.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS[:30]))
+    corpora = [("en", small), ("zh", places["a.parquet"])]
+    config = dataclasses.replace(MIX, tokens=10**9, weights=(0.9, 0.1), short_share=0.0)
+
+    def rows():
+        return text_stream.rows(lm, config, corpora, "train")
+
+    one, once = rows(), every_row(start(lm, DATA, small))
+    caplog.clear()
+    seen, states = [], []
+    for _ in range(3 * len(once)):
+        states.append(one.get_state())
+        seen.append(next(one))
+    english = [row for row, language in seen if language == 0]
+    assert english[: len(once)] == once
+    assert english[len(once) : 2 * len(once)] == once
+    assert {len(ends) for ends in one.get_state()["ends"]} == {0, 2}
+    assert caplog.text.count("small.jsonl gives") == 1
+    assert "a.parquet" not in caplog.text
+    given = [row for row, language in seen if language == 1] + once
+    tokens = sum(token not in (0, BOS) for row in given for token in row)
+    assert text_stream.distinct(one.get_state()) == tokens
+    for place in (5, len(once) + 7, len(seen) - 60):
+        again = rows()
+        again.set_state(json.loads(json.dumps(states[place])))
+        assert list(islice(again, 50)) == seen[place : place + 50]
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_passes_are_over_the_same_text_and_then_it_goes_on(lm, places, hosts):
+    config = dataclasses.replace(DATA, tokens=2000 * hosts)
+
+    def rows(passes):
+        corpora = [("en", places["a.jsonl"])]
+        return text_stream.rows(lm, config, corpora, "train", hosts - 1, hosts, passes)
+
+    thrice = rows(3)
+    seen = [next(thrice) for _ in range(300)]
+    (ends,) = thrice.get_state()["ends"]
+    assert 2000 <= ends[0] < 2000 + config.row_tokens
+    assert ends == [ends[0], 2 * ends[0]]
+    plain = list(islice(rows(1), 300))
+    of_pass = seen.index(plain[0], 1)
+    assert seen == (2 * plain[:of_pass] + plain)[:300]
+
+
+def test_text_that_ends_is_named_where_it_is_not_read_again(lm, places, tmp_path):
+    with pytest.raises(UserError, match=r"a\.parquet has no more heldout text after [\d,]+ tokens"):
+        list(start(lm, DATA, places["a.parquet"], "heldout"))
+    (tmp_path / "one.jsonl").write_text(json.dumps({"text": "we ran"}))
+    with pytest.raises(UserError, match=r"no more train text after 0 tokens on this host"):
+        next(start(lm, DATA, tmp_path / "one.jsonl"))
+
+
+def test_a_bad_line_far_in_a_corpus_is_named(lm, tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    for bad, said in (("{", "is no JSON"), ('{"body": "x"}', "has no text in a field 'text'")):
+        path.write_text("\n".join([*lines[:200], bad, *lines[200:]]))
+        rows = start(lm, DATA, path)
+        next(rows)
+        with pytest.raises(UserError, match=rf"Line 201 of the corpus {path} {said}"):
+            list(rows)
 
 
 def test_a_language_without_a_corpus_is_refused(lm, places):

@@ -56,11 +56,22 @@ def test_from_text_to_an_artefact_twice_the_same(tmp_path):
     assert again == evaluation
     other = artefact.load(tmp_path / "again")
     np.testing.assert_array_equal(other.sae.w_enc, loaded.sae.w_enc)
+    # What is refused leaves the record of what is there.
+    record = (tmp_path / "out" / "config.json").read_bytes()
+    assert json.loads(record)["train"]["learning_rate"] == TRAIN.learning_rate
+    for change, said in (("train.learning_rate=0.1", "another train.learning"), ("sae.k=99", "k")):
+        with pytest.raises(UserError, match=said):
+            start(tmp_path, texts, config=override(CONFIG, [change]))
+        assert (tmp_path / "out" / "config.json").read_bytes() == record
 
 
 def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
+    """Twice over its text, and oftener over the Chinese, which is short."""
     texts = corpora(tmp_path)
-    changes = ["activations.streamed=true", "activations.buffer_tokens=1024", "train.epochs=1"]
+    short = tmp_path / "talk.tsv"
+    short.write_text("\n".join((tmp_path / "talk.txt").read_text().splitlines()[:100]))
+    texts = (*texts[:2], ("zh", short))
+    changes = ["activations.streamed=true", "activations.buffer_tokens=1024", "data.tokens=3000"]
     changes += ["data.heldout_share=0.5"]  # of few documents, by their hash
     config = override(CONFIG, [*changes, "activations.capture_tokens=512"])
     evaluation = start(tmp_path, texts, config=config)
@@ -70,7 +81,12 @@ def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
     record = artefact.load(tmp_path / "artefact", language_model()).record
     assert record["activations"]["buffer_tokens"] == 1024
     lines = (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()
-    assert len(lines) == CONFIG.data.tokens // TRAIN.batch_tokens
+    assert len(lines) == 2 * (3000 // TRAIN.batch_tokens)
+    tokens = record["tokens"]["train"]
+    assert 1500 < tokens < 3000
+    assert record["passes"] == 2 * 3000 / tokens
+    card = (tmp_path / "artefact" / "README.md").read_text()
+    assert f"Text: {tokens:,} tokens" in card and f"{record['passes']:.3g} passes" in card
     assert all(0 <= json.loads(line)["input_wait"] <= 1 for line in lines)
 
 
@@ -157,7 +173,14 @@ def test_dictionaries_that_cannot_share_a_capture_are_refused(tmp_path):
             sweep(CONFIG, axes)
 
 
-def test_a_width_that_is_not_the_models_is_refused_before_capture(tmp_path):
+def test_a_width_or_layer_that_is_not_the_models_is_refused_before_its_weights_are_read(
+    tmp_path, monkeypatch
+):
+    def reading(name, *, check, **_):
+        check(language_model().config)
+        pytest.fail("the weights were read")
+
+    monkeypatch.setattr(sources, "load", reading)
     with pytest.raises(UserError, match=r"sae\.d_model=16"):
         start(tmp_path, corpora(tmp_path), config=override(CONFIG, ["sae.d_model=17"]))
     with pytest.raises(UserError, match="layer"):

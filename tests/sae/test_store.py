@@ -37,6 +37,16 @@ def rows():
     return drawn
 
 
+SHARD = 4 * CHUNK
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_shards():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "SHARD_CHUNKS", SHARD // CHUNK)
+        yield
+
+
 @pytest.fixture(scope="module")
 def captured(lm, rows, tmp_path_factory):
     directory = tmp_path_factory.mktemp("store")
@@ -70,27 +80,107 @@ def test_stored_is_what_the_model_computes_without_bos(lm, rows, captured):
         assert set(sample.languages[own]) == {rows["heldout"].languages[number]}
 
 
-def test_an_interrupted_capture_goes_on_and_is_the_same(lm, rows, captured, tmp_path, monkeypatch):
+def interrupted(after: int, what, monkeypatch) -> None:
+    """Does something once so many batches of a capture have been computed."""
+    batches, read = [], store._captured
+
+    def interrupting(*given):
+        for columns in read(*given):
+            batches.append(columns)
+            if len(batches) == after:
+                what()
+            yield columns
+
+    monkeypatch.setattr(store, "_captured", interrupting)
+
+
+def done(directory: Path) -> dict:
+    return json.loads((directory / "store.json").read_text())["done"]
+
+
+@pytest.mark.parametrize("after", [3, 8, 11])
+def test_a_capture_stopped_by_a_signal_goes_on_and_is_the_same(
+    lm, rows, captured, after, tmp_path, monkeypatch
+):
     whole, _ = captured
-    written = []
-    write = store._write
-
-    def interrupting(arrays, columns, start):
-        write(arrays, columns, start)
-        written.append(len(columns["rows"]))
-        if len(written) == 12:  # in the second segment
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(store, "_write", interrupting)
-    with pytest.raises(KeyboardInterrupt):
-        store.capture(lm, TAP, rows, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
-    state = json.loads((tmp_path / "store.json").read_text())["done"]
-    assert state["train"]["rows"] == store.SEGMENT_ROWS
-    before = sum(written)
+    with monkeypatch.context() as patch:
+        interrupted(after, lambda: os.kill(os.getpid(), signal.SIGINT), patch)
+        with pytest.raises(KeyboardInterrupt):
+            store.capture(lm, TAP, rows, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
+    before = done(tmp_path)["train"]
+    # What was captured is kept, though a shard and a segment are begun.
+    assert before["tokens"] < before["written"] < whole["train"].tokens
+    assert before["written"] % SHARD
+    new, write = [], store._write
+    monkeypatch.setattr(store, "_write", lambda *given: new.append(given[2]) or write(*given))
     again = store.capture(lm, TAP, rows, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
-    assert sum(written) - before < whole["train"].tokens + whole["heldout"].tokens
+    assert new[0] == before["written"] // SHARD * SHARD
     for name in whole:
         same(again[name], whole[name])
+
+
+@pytest.mark.parametrize("after", [2, 9])
+def test_a_capture_that_was_killed_goes_on_behind_its_last_whole_shard(
+    lm, rows, captured, after, tmp_path, monkeypatch
+):
+    whole, _ = captured
+
+    class PowerCut(BaseException):
+        pass
+
+    def cut():
+        raise PowerCut
+
+    with monkeypatch.context() as patch:
+        interrupted(after, cut, patch)
+        with pytest.raises(PowerCut):
+            store.capture(lm, TAP, rows, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
+    assert done(tmp_path)["train"]["written"] % SHARD == 0
+    assert (done(tmp_path)["train"]["written"] > 0) == (after == 9)
+    again = store.capture(lm, TAP, rows, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
+    for name in whole:
+        same(again[name], whole[name])
+
+
+def test_arrays_are_few_objects_each_written_once(lm, rows, captured, tmp_path, monkeypatch):
+    written, write = [], store._write
+    monkeypatch.setattr(store, "_write", lambda *given: written.append(given[2]) or write(*given))
+    store.capture(lm, TAP, {"train": rows["train"]}, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
+    shards = -(-captured[0]["train"].tokens // SHARD)
+    assert written == [SHARD * n for n in range(shards)]
+    for folder in ("rows", "1.resid_post/values"):
+        objects = [
+            path for path in (tmp_path / "train" / folder / "c").rglob("*") if path.is_file()
+        ]
+        assert len(objects) == shards
+
+
+def test_a_store_of_format_2_is_read_and_gone_on_with(lm, rows, captured, tmp_path, monkeypatch):
+    """Its chunks are objects of their own, and it counted whole segments only."""
+    whole, _ = captured
+    begun = store.identity(lm, [TAP], rows) | {"format": 2, "chunk_tokens": CHUNK}
+    done = {name: {"rows": 0, "tokens": 0} for name in rows}
+    store._write_state(tmp_path, begun, done)
+
+    def capture():
+        found = store.capture(lm, TAP, rows, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
+        for name in whole:
+            same(found[name], whole[name])
+
+    capture()
+    metadata = json.loads((tmp_path / "train" / "rows" / "zarr.json").read_text())
+    assert [codec["name"] for codec in metadata["codecs"]] == ["bytes", "crc32c"]
+    assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [CHUNK]
+    tokens = sum(len(row) - 1 for row in rows["train"].tokens[: store.SEGMENT_ROWS])
+    done["train"] = {"rows": store.SEGMENT_ROWS, "tokens": tokens}
+    store._write_state(tmp_path, begun, done)
+    written, write = [], store._write
+    monkeypatch.setattr(store, "_write", lambda *given: written.append(given[2]) or write(*given))
+    capture()
+    assert written[0] == tokens // CHUNK * CHUNK
+    store._write_state(tmp_path, begun | {"format": 1}, done)
+    with pytest.raises(UserError, match=r"another format \(1, not 3\); give another --store"):
+        capture()
 
 
 def test_a_finished_store_is_not_captured_again(lm, rows, captured, monkeypatch):
@@ -160,6 +250,35 @@ def test_limits_and_damage_are_refused(lm, rows, tmp_path, monkeypatch):
         store.capture(lm, TAP, rows, tmp_path / "full", limit_gib=1.0)
 
 
+@pytest.mark.parametrize("format", [2, store.FORMAT])
+@pytest.mark.parametrize("fault", ["flipped", "cut", "lost"])
+def test_a_damaged_chunk_is_named_with_what_to_do(lm, rows, tmp_path, format, fault):
+    held = {"heldout": rows["heldout"]}
+    if format == 2:
+        begun = store.identity(lm, [TAP], held) | {"format": 2, "chunk_tokens": CHUNK}
+        store._write_state(tmp_path, begun, {"heldout": {"rows": 0, "tokens": 0}})
+    given = {"limit_gib": 1.0, "chunk_tokens": CHUNK}
+    store.capture(lm, TAP, held, tmp_path, **given)
+    file = tmp_path / "heldout" / "1.resid_post" / "values" / "c" / "0" / "0"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content if fault == "flipped" else content[:99])
+    if fault == "lost":
+        file.unlink()
+    split = store.capture(lm, TAP, held, tmp_path, **given)["heldout"]
+    said = rf"store {tmp_path} cannot be read \(.*1\.resid_post/values.*delete that folder and run"
+    if (format, fault) == (2, "lost"):  # Nothing says that it should be there.
+        return
+    for read in (
+        lambda: split.read(0, 10),
+        lambda: split.sample(10),
+        lambda: next(split.batches(64, seed=0)),
+        lambda: split.origin(64, 0, 0),
+    ):
+        with pytest.raises(UserError, match=said):
+            read()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of 4 MiB, or None where this process may not mount one."""
@@ -191,7 +310,7 @@ def test_a_disk_that_becomes_full_is_one_sentence_and_loses_nothing(lm, small_di
     assert "No space left" in said or "File too large" in said
     assert "free room on the disk and run again: what was captured before is kept" in said
     kept = json.loads((folder / "store" / "store.json").read_text())["done"]
-    assert kept["train"]["rows"] == store.SEGMENT_ROWS
+    assert kept["train"]["written"] == 2 * SHARD
     (folder / "ballast").unlink(missing_ok=True)
     done = run("roomy")
     assert done.returncode == 0, done.stderr[-2000:]

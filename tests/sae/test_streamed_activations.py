@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import threading
 
 import jax
@@ -13,8 +14,9 @@ from sae_toys import SAE, STREAM, TRAIN, Cycle, D, language_model, read_log, str
 
 from emojax.errors import UserError
 from emojax.lm.capture import Tap, capture
-from emojax.sae import ahead, mixing, trainer
+from emojax.sae import ahead, mixing, text_stream, trainer
 from emojax.sae import state as states
+from emojax.sae.corpus import DataConfig
 from emojax.sae.mixing import Fresh
 from emojax.sae.packing import Packer
 from emojax.sae.stream import ActivationsConfig
@@ -147,22 +149,36 @@ def test_a_restored_stream_gives_the_same_batches(lm, rows):
     assert not np.array_equal(next(other).x, wanted[0])
 
 
-def test_a_run_is_stopped_and_goes_on_bitwise(lm, rows, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def whole(lm, rows, tmp_path_factory):
+    """A run that nothing stops."""
+    directory = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(states, "SAMPLE_TOKENS", 1000)
+        return trainer.train(SAE, SETTINGS, opened(lm, rows), directory), read_log(directory)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, UserError])
+def test_a_run_is_stopped_and_goes_on_bitwise(lm, rows, whole, error, tmp_path, monkeypatch):
+    """What the input is to blame for is told when the last whole step is saved."""
     monkeypatch.setattr(states, "SAMPLE_TOKENS", 1000)
-    whole = trainer.train(SAE, SETTINGS, opened(lm, rows), tmp_path / "whole")
-    log = read_log(tmp_path / "whole")
+    whole, log = whole
     assert len(log) == 40
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
 
     class Dying(Cycle):
         def __next__(self):
             if self._next == 330:
-                raise RuntimeError("power cut")
+                raise error("power cut")
             return super().__next__()
 
-    with pytest.raises(RuntimeError, match="power cut"):
+    with pytest.raises(error, match="power cut"):
         trainer.train(SAE, SETTINGS, opened(lm, rows, text=Dying(rows)), tmp_path / "cut")
-    assert 10 < len(read_log(tmp_path / "cut")) < 39
+    done = len(read_log(tmp_path / "cut"))
+    assert 10 < done < 39
+    saved = max(int(path.name) for path in (tmp_path / "cut" / "checkpoints").glob("[0-9]*"))
+    assert done % SETTINGS.checkpoint_every
+    assert saved == (done if error is UserError else done // 10 * 10)
     again = trainer.train(SAE, SETTINGS, opened(lm, rows), tmp_path / "cut")
     assert read_log(tmp_path / "cut") == log
     np.testing.assert_array_equal(again.w_enc, whole.w_enc)
@@ -192,8 +208,39 @@ def test_an_activation_that_is_not_finite_is_named(lm, rows, tmp_path, monkeypat
     row = [*rows.tokens[200][:3], 45]
     tokens = (*rows.tokens[:200], tuple(row), *rows.tokens[201:])
     text = dataclasses.replace(rows, tokens=tokens)
-    with pytest.raises(UserError, match=r"at step \d+ .* is of row 200, position \d"):
+    with pytest.raises(UserError, match=r"at step \d+ .* is of row 200, position \d") as error:
         trainer.train(SAE, SETTINGS, opened(broken, text), tmp_path)
+    assert f'in "{lm.tokenizer.decode(row)}":' in str(error.value)
+
+
+def test_an_activation_that_is_not_finite_is_named_by_its_document(lm, tmp_path):
+    """Of a stream of documents, packed and shuffled, one holds what the model breaks at."""
+    words = ["a glad day", "no sad man", "we ran home", "it is cold"]
+    texts = [" ".join(words[(i + j * j) % 4] for j in range(i % 9 + 1)) for i in range(400)]
+    texts[123] += " she is glad 我 and so am i"
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    data = DataConfig(
+        languages=("en",), weights=(1.0,), row_tokens=32, short_share=0.0, heldout_share=0.01
+    )
+
+    def text():
+        return text_stream.rows(lm, data, [("en", tmp_path / "a.jsonl")], "train")
+
+    token = lm.tokenizer.convert_tokens_to_ids("我")
+    embed = np.array(lm.params["embed"])
+    embed[token] = np.nan
+    broken = dataclasses.replace(lm, params=lm.params | {"embed": jnp.asarray(embed)})
+    source = opened(broken, None, text=text())
+    batches, said = source.batches(B, seed=0), ""
+    while "not finite" not in (said := source.origin(B, 0, 0)):
+        next(batches)
+    found = re.search(r'row (\d+), position \d+, in "(.*)"$', said)
+    assert found
+    row = list(itertools.islice(text(), int(found[1]) + 1))[-1][0]
+    assert token in row
+    assert lm.tokenizer.decode(row) == found[2]
+    (piece,) = (piece for piece in found[2].split("<bos>") if "我" in piece)
+    assert piece.replace(" ", "") in texts[123].replace(" ", "")
 
 
 def test_what_does_not_fit_is_refused(lm, rows):
@@ -219,7 +266,7 @@ def test_text_that_ends_is_named(lm, rows):
             return super().__next__()
 
     batches = opened(lm, rows, text=Ending(rows)).batches(B, seed=0)
-    with pytest.raises(UserError, match="ends after 600 rows"):
+    with pytest.raises(UserError, match=r"ends after 600 rows, .*; let it begin again"):
         for _ in batches:
             pass
 
