@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,15 +13,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
 
 from emojax.errors import UserError
 from emojax.files import Place, atomic, require_room, writable_dir
-from emojax.sae import interrupt, log, schedule, speed
+from emojax.sae import interrupt, log, schedule
 from emojax.sae import state as states
 from emojax.sae.checkpoints import Checkpoints
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
+from emojax.sae.progress import Progress
 from emojax.sae.source import Source
+from emojax.sae.speed import Meter
 from emojax.sae.state import TrainState
 from emojax.sae.step import is_fused, train_step
 from emojax.sae.store import Batch
@@ -69,30 +69,21 @@ def train(
     rate = schedule.learning_rate(settings, config.n_latents, steps)
     like = Saved(states.like(config, settings, mesh), source.like())
     require_room(directory, (settings.keep + 2) * _bytes(like))
-    use = speed.flops_per_token(config) / speed.peak_flops()
     with Checkpoints(directory / "checkpoints", settings.keep) as checkpoints:
         state = _begun(config, settings, source, mesh, checkpoints, like)
         first = int(state.step)
         if first and first_process:
             logging.warning("The run in %s goes on after step %d of %d.", directory, first, steps)
-        lines = log.Log(directory, run, first) if first_process else None
         batches = source.batches(settings.batch_tokens, settings.seed, first)
-        since, counted, waited = time.perf_counter(), first, source.waiting.seconds
+        progress = Progress(steps, first, settings.batch_tokens, shown=first_process)
         upcoming: Batch | None = None
         with (
             contextlib.closing(batches),
-            contextlib.nullcontext() if lines is None else contextlib.closing(lines),
+            contextlib.closing(progress),
+            log.Log(directory, first) if first_process else contextlib.nullcontext() as lines,
             interrupt.requested() as asked,
-            tqdm(
-                total=steps * settings.batch_tokens,
-                initial=first * settings.batch_tokens,
-                unit="tok",
-                unit_scale=True,
-                desc="train",
-                disable=None if first_process else True,
-            ) as bar,
         ):
-            stop = _Stop(asked, mesh)
+            stop, meter = _Stop(asked, mesh), Meter(config, settings, source.waiting, first)
             for number in range(first, steps):
                 batch = next(batches) if upcoming is None else upcoming
                 state = train_step(config, settings, steps, mesh, state, placed(batch, mesh))
@@ -108,9 +99,6 @@ def train(
                     if int(state.bad):
                         raise UserError(_not_finite(state, settings, source, checkpoints.latest()))
                     if new_line:
-                        seconds = time.perf_counter() - since
-                        per_second = (now - counted) * settings.batch_tokens / seconds
-                        wait = source.waiting.seconds - waited
                         entry = {
                             "step": now,
                             "tokens": now * settings.batch_tokens,
@@ -118,23 +106,15 @@ def train(
                             "dead": int(state.dead),
                             "learning_rate": float(np.asarray(rate(number))),
                             "epoch": now / per_epoch,
-                            "tokens_per_second": round(per_second),
-                            "input_wait": float(f"{wait / seconds:.3g}"),
-                            "mfu": float(f"{per_second * use:.3g}"),
+                            **meter.read(now),
                         }
-                        bar.update((now - counted) * settings.batch_tokens)
-                        shown = ("loss", "l0", "dead", "mfu")
-                        bar.set_postfix({key: entry[key] for key in shown}, refresh=False)
+                        progress.show(now, entry)
                         if lines is not None:
                             lines.write(now, entry)
-                        since, counted = time.perf_counter(), now
-                        waited = source.waiting.seconds
                     if save:
                         if lines is not None:
-                            lines.close()
-                        positions = _of_all(source.position())
-                        saved = Saved(state, source.state())
-                        checkpoints.save(saved, found["reconstruction"], positions)
+                            lines.flush()
+                        _save(checkpoints, source, state, found["reconstruction"])
                 if stopping and not last:
                     raise KeyboardInterrupt
     return states.finish(config, state)
@@ -178,6 +158,14 @@ def _begun(
         )
     source.restore(found.source, positions[jax.process_index() % len(positions)])
     return found.train
+
+
+def _save(
+    checkpoints: Checkpoints, source: Source, state: TrainState, reconstruction: float
+) -> None:
+    """Writes a checkpoint of the state and of the source as it is now."""
+    saved = Saved(state, source.state())
+    checkpoints.save(saved, reconstruction, _of_all(source.position()))
 
 
 def _of_all(position: Any) -> list[Any]:

@@ -8,19 +8,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from emojax.config import Config
 from emojax.files import Place
 from emojax.lm import decoder
 from emojax.lm.capture import Tap
 from emojax.lm.config import DecoderConfig, Rope
 from emojax.lm.model import LanguageModel
+from emojax.sae import pipeline, store
 from emojax.sae import state as states
-from emojax.sae import store
 from emojax.sae.coder import SaeConfig
 from emojax.sae.corpus import Rows
 from emojax.sae.packing import TextStream
@@ -75,7 +77,7 @@ def split_of(
     return held.splits(Tap(0, "in"), None if target is None else Tap(0, "out"))["all"]
 
 
-TIMELESS = ("tokens_per_second", "input_wait", "mfu")
+TIMELESS = ("tokens_per_second", "input_wait", "sae_mfu")
 
 
 def read_log(directory: Path) -> list[dict]:
@@ -133,6 +135,11 @@ def language_model(d_model: int = D, name: str = "toy") -> LanguageModel:
     )
     params = decoder.init(config, jax.random.key(0))
     return LanguageModel(name, config, params, tokenizer(), Path(), "f" * 64)
+
+
+def train_one(config: Config, corpora: Sequence[tuple[str, Path]], **folders: Any) -> dict:
+    """The whole pipeline for one dictionary, in these folders themselves."""
+    return pipeline.run_all({"": config}, corpora, command="…", **folders)[""]
 
 
 def two_processes(arguments: Callable[[str, str], list[str]]) -> list[str]:
