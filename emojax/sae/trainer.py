@@ -95,26 +95,18 @@ def train(
                 # as this step left it.
                 upcoming = None if save else next(batches)
                 if save or new_line:
-                    found = _means(state, settings)
+                    entry = _entry(settings, per_epoch, rate, state)
                     if int(state.bad):
                         raise UserError(_not_finite(state, settings, source, checkpoints.latest()))
                     if new_line:
-                        entry = {
-                            "step": now,
-                            "tokens": now * settings.batch_tokens,
-                            **found,
-                            "dead": int(state.dead),
-                            "learning_rate": float(np.asarray(rate(number))),
-                            "epoch": now / per_epoch,
-                            **meter.read(now),
-                        }
+                        entry |= meter.read(now)
                         progress.show(now, entry)
                         if lines is not None:
                             lines.write(now, entry)
                     if save:
                         if lines is not None:
                             lines.flush()
-                        _save(checkpoints, source, state, found["reconstruction"])
+                        _save(checkpoints, source, state, entry["reconstruction"])
                 if stopping and not last:
                     raise KeyboardInterrupt
     return states.finish(config, state)
@@ -235,15 +227,25 @@ class _Stop:
 _any = jax.jit(jnp.any)
 
 
-def _means(state: TrainState, settings: TrainConfig) -> dict[str, float]:
-    """Means over the steps since the last line of the log.
+def _entry(
+    settings: TrainConfig, per_epoch: int, rate: Callable[[Any], Any], state: TrainState
+) -> dict[str, float | int]:
+    """What a line of the log says of the steps since the last one: losses are means over them.
 
-    The sums are part of the state, so that a run that goes on writes the lines it would have
+    Their sums are part of the state, so that a run that goes on writes the lines it would have
     written.
     """
-    sums, step = jax.device_get((state.sums, state.step))
-    count = (int(step) - 1) % settings.log_every + 1
-    return {name: float(f"{sums[name] / count:.6g}") for name in states.LOGGED}
+    sums, dead, step = jax.device_get((state.sums, state.dead, state.step))
+    step = int(step)
+    count = (step - 1) % settings.log_every + 1
+    return {
+        "step": step,
+        "tokens": step * settings.batch_tokens,
+        **{name: float(f"{sums[name] / count:.6g}") for name in states.LOGGED},
+        "dead": int(dead),
+        "learning_rate": float(np.asarray(rate(step - 1))),
+        "epoch": step / per_epoch,
+    }
 
 
 def _not_finite(state: TrainState, settings: TrainConfig, source: Source, saved: int | None) -> str:

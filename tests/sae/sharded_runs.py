@@ -55,6 +55,7 @@ def curve(case: str, data: int, latent: int) -> list[list[float]]:
         data_shards=data,
         latent_shards=latent,
         dead_after_tokens=150,
+        checkpoint_every=STEPS,
     )
     source = split
     if case == "transcoder":
