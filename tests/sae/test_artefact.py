@@ -114,9 +114,23 @@ def test_a_transcoder_s_card_says_why_it_has_no_losses():
 
 
 def test_a_card_shows_what_an_older_artefact_was_measured_for():
+    """FVU alone by language, and no random dictionary."""
+    late = ("l0_by_language", "dead_share_by_language", "density_by_language")
+    older = {name: value for name, value in MEASURED.items() if name not in late}
+    record = PROVENANCE | {"sae": dataclasses.asdict(SAE)}
+    evaluation = {"trained": older, "untrained": older, "loss": EVALUATION["loss"]}
+    made = card.render(record, evaluation)
+    assert "| | trained | untrained |\n|---|---|---|\n" in made
+    assert "| FVU, unit vectors without massive tokens, zh | 0.0900 | 0.0900 |" in made
+    assert "(L0), en" not in made
+
+
+def test_the_shipped_dictionary_has_a_card():
     shipped = artefact.load("gemma3_270m")
-    made = card.render(shipped.record, shipped.evaluation)
-    assert f"{shipped.evaluation['trained']['fvu']['raw']['all']:.4f} |" in made
+    fvu = shipped.evaluation["trained"]["fvu"]["raw"]["all"]
+    row = f"| FVU, raw units, all tokens | {fvu:.4f} |"
+    assert row in card.render(shipped.record, shipped.evaluation)
+    assert row in (artefact.find("gemma3_270m") / "README.md").read_text()
 
 
 def test_a_damaged_file_is_named(saved):
