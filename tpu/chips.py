@@ -4,8 +4,9 @@ import dataclasses
 import math
 
 from emojax.errors import UserError
+from emojax.sae.speed import PEAKS
 
-GB, TB, TFLOP = 1e9, 1e12, 1e12
+GB = 1e9
 GIB = 2**30
 
 # Shapes of slices by number of chips: docs.cloud.google.com/tpu/docs/v6e (flat) and
@@ -74,7 +75,7 @@ CHIPS = {
         host_chips=4,
         single_host_chips=8,
         devices=1,
-        flops=197 * TFLOP,
+        flops=PEAKS["TPU v5 lite"],
         hbm_bytes=16 * GIB,
         hbm_rate=819 * GB,
         ici_rate=200 * GB,
@@ -89,7 +90,7 @@ CHIPS = {
         host_chips=4,
         single_host_chips=4,
         devices=1,
-        flops=459 * TFLOP,
+        flops=PEAKS["TPU v5p"],
         hbm_bytes=95 * GIB,
         hbm_rate=2765 * GB,
         ici_rate=600 * GB,
@@ -104,7 +105,7 @@ CHIPS = {
         host_chips=4,
         single_host_chips=8,
         devices=1,
-        flops=918 * TFLOP,
+        flops=PEAKS["TPU v6 lite"],
         hbm_bytes=32 * GIB,
         hbm_rate=1638 * GB,
         ici_rate=400 * GB,
@@ -119,7 +120,7 @@ CHIPS = {
         host_chips=4,
         single_host_chips=4,
         devices=2,
-        flops=2307 * TFLOP,
+        flops=2 * PEAKS["TPU7x"],
         hbm_bytes=192 * GIB,
         hbm_rate=7380 * GB,
         ici_rate=600 * GB,

@@ -1,4 +1,7 @@
-"""Next-token cross entropy, without ever holding all logits, and with room for a splice."""
+"""What a splice or an intervention costs: next-token cross entropy, KL from the clean model.
+
+All logits are never held at once.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -73,6 +76,32 @@ def next_token_loss(
     )
 
 
+def divergence(
+    config: DecoderConfig,
+    params: decoder.Params,
+    tokens: Int[Any, "batch time"],
+    mask: Bool[Any, "batch time"],
+    splice: Splice,
+) -> Float[Array, "batch predictions"]:
+    """KL(clean ‖ spliced), in nats, of each next token given those before it; 0 at padding.
+
+    Raises:
+      UserError: a row is empty or too long, or the splice does not fit the model.
+    """
+    check_tokens(config, tokens, mask)
+    check_taps(config, [splice.tap])
+    return _divergence(
+        config,
+        splice.tap.site,
+        splice.function,
+        params,
+        jnp.asarray(tokens),
+        jnp.asarray(mask),
+        jnp.asarray(splice.tap.layer),
+        splice.args,
+    )
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _loss(
     config: DecoderConfig,
@@ -91,31 +120,73 @@ def _loss(
         h = intervene.apply(interventions, site, layer, h, positions, jnp.zeros_like(mask))
         if function is None or site != splice_site:
             return h
-        return lax.cond(layer == splice_layer, function, lambda _, h: h, args, h)
+        return _spliced(function, layer == splice_layer, args, h)
 
-    h = decoder.normed(config, params, tokens, mask, visit)[:, :-1]
-    losses = _cross_entropy(config, params, h.reshape(-1, h.shape[-1]), tokens[:, 1:].reshape(-1))
-    return jnp.where(mask[:, 1:] & mask[:, :-1], losses.reshape(h.shape[:2]), 0.0)
-
-
-def _cross_entropy(
-    config: DecoderConfig,
-    params: decoder.Params,
-    h: Float[Array, "tokens d_model"],
-    targets: Int[Array, " tokens"],
-) -> Float[Array, " tokens"]:
-    """A chunk of tokens at a time; a backward pass makes each chunk's logits again."""
-    size = max(1, min(len(h), _LOGITS // config.vocab_size))
-    padding = -len(h) % size
-
+    # A backward pass makes each chunk's logits again.
     @jax.checkpoint
     def chunk(h: Array, targets: Array) -> Array:
         logits = decoder.unembed(config, params, h)
         chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
         return jax.nn.logsumexp(logits, axis=-1) - chosen
 
-    chunks = (
-        jnp.pad(h, ((0, padding), (0, 0))).reshape(-1, size, h.shape[-1]),
-        jnp.pad(targets, (0, padding)).reshape(-1, size),
+    h = _states(config, params, tokens, mask, visit)
+    return _of_pairs(
+        mask, _in_chunks(_LOGITS // config.vocab_size, chunk, h, tokens[:, 1:].ravel())
     )
-    return lax.map(lambda xs: chunk(*xs), chunks).reshape(-1)[: len(h)]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _divergence(
+    config: DecoderConfig,
+    splice_site: str,
+    function: Callable[[Any, Array], Array],
+    params: decoder.Params,
+    tokens: Int[Array, "batch time"],
+    mask: Bool[Array, "batch time"],
+    splice_layer: Int[Array, ""],
+    args: Any,
+) -> Float[Array, "batch predictions"]:
+    def visit(site: str, layer: Array, h: Array) -> Array:
+        return _spliced(function, layer == splice_layer, args, h) if site == splice_site else h
+
+    def chunk(*h: Array) -> Array:
+        p, q = (jax.nn.log_softmax(decoder.unembed(config, params, x)) for x in h)
+        return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+
+    both = [
+        _states(config, params, tokens, mask, through)
+        for through in (lambda site, layer, h: h, visit)
+    ]
+    # Of two models.
+    return _of_pairs(mask, _in_chunks(_LOGITS // config.vocab_size // 2, chunk, *both))
+
+
+def _spliced(function: Callable[[Any, Array], Array], here: Array, args: Any, h: Array) -> Array:
+    return lax.cond(here, function, lambda _, h: h, args, h)
+
+
+def _states(
+    config: DecoderConfig, params: decoder.Params, tokens: Array, mask: Array, visit: Callable
+) -> Float[Array, "predictions d_model"]:
+    """What the next tokens are predicted from, all rows in one."""
+    h = decoder.normed(config, params, tokens, mask, visit)[:, :-1]
+    return h.reshape(-1, h.shape[-1])
+
+
+def _of_pairs(
+    mask: Bool[Array, "batch time"], values: Float[Array, " predictions"]
+) -> Float[Array, "batch time-1"]:
+    """Rows again, with 0 where one of the two tokens is padding."""
+    return jnp.where(mask[:, 1:] & mask[:, :-1], values.reshape(len(mask), -1), 0.0)
+
+
+def _in_chunks(size: int, chunk: Callable[..., Array], *arrays: Array) -> Array:
+    """`chunk` of so many tokens at a time, whose logits are all that is in memory."""
+    count = len(arrays[0])
+    size = max(1, min(count, size))
+
+    def cut(array: Array) -> Array:
+        padding = [(0, -count % size)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding).reshape(-1, size, *array.shape[1:])
+
+    return lax.map(lambda xs: chunk(*xs), tuple(map(cut, arrays))).reshape(-1)[:count]

@@ -9,6 +9,6 @@ is the dictionary itself: what the other rooms use.
 
 The way of a training step: `train_config` (what was asked for), `state` (where everything lives),
 `objectives` (one file per architecture), `losses`, `step` (gradients and Adam, fused or by optax),
-`schedule`; `trainer` is the loop around it, with `checkpoints`, `log` and `interrupt`. `shards`
-says what crosses the mesh.
+`schedule`; `trainer` is the loop around it, with `checkpoints`, `log`, `speed`, `progress` and
+`interrupt`. `shards` says what crosses the mesh.
 """

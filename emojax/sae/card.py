@@ -55,8 +55,12 @@ all directions, where training started.
 {_table(evaluation)}
 
 {evaluation["trained"]["massive_tokens"]} of {evaluation["trained"]["tokens"]:,} held-out tokens \
-are massive (norm above 4 × the median). FVU: fraction of variance unexplained. Loss recovered: \
-1 = the model's own loss, 0 = the loss with the site zeroed.
+are massive (norm above 4 × the median). FVU: fraction of variance unexplained. \
+{_losses(sae, evaluation)}
+
+How many of the trained latents fire on which share of the held-out tokens:
+
+{_densities(evaluation["trained"])}
 
 ## Limits
 
@@ -75,33 +79,65 @@ def _sparsity(sae: Mapping[str, Any]) -> str:
 
 
 def _table(evaluation: Mapping[str, Any]) -> str:
-    of = [evaluation[name] for name in DICTIONARIES]
+    names = [name for name in DICTIONARIES if name in evaluation]
+    of = [evaluation[name] for name in names]
 
     def row(name: str, values: list[Any], form: str = ".4f") -> str:
-        return f"| {name} | " + " | ".join(format(value, form) for value in values) + " |"
+        cells = ("–" if value is None else format(value, form) for value in values)
+        return f"| {name} | {' | '.join(cells)} |"
 
-    lines = [f"| | {' | '.join(DICTIONARIES)} |", "|---|---|---|---|"]
+    def by_language(name: str, key: str, form: str) -> list[str]:
+        found = [m.get(f"{key}_by_language", {}) for m in of]
+        return [
+            row(f"{name}, {language}", [m[language] for m in found], form) for language in found[0]
+        ]
+
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     lines.append(row("active latents per token (L0)", [m["l0"] for m in of], ".1f"))
+    lines += by_language("active latents per token (L0)", "l0", ".1f")
     spaces = {"raw": "raw units", "unit_norm": "unit vectors"}
     kinds = {"without_massive": "without massive tokens", "all": "all tokens"}
     for space, space_name in spaces.items():
         for kind, kind_name in kinds.items():
             values = [m["fvu"][space][kind] for m in of]
             lines.append(row(f"FVU, {space_name}, {kind_name}", values))
-    for language in evaluation["trained"]["fvu_by_language"]:
-        values = [m["fvu_by_language"][language] for m in of]
-        lines.append(row(f"FVU, unit vectors, {language}", values))
+    lines += by_language("FVU, unit vectors without massive tokens", "fvu", ".4f")
     lines.append(row("latents that never fire", [m["dead_share"] for m in of], ".2%"))
+    lines += by_language("latents that never fire", "dead_share", ".2%")
     for language, measured in evaluation["loss"].items():
-        values = [measured["recovered"][name] for name in DICTIONARIES]
+        values = [measured["recovered"][name] for name in names]
         lines.append(row(f"loss recovered, {language}", values))
-        values = [measured["recovered_from_mean"][name] for name in DICTIONARIES]
+        values = [measured["recovered_from_mean"][name] for name in names]
         lines.append(row(f"loss recovered from mean ablation, {language}", values))
         if "kl" in measured:
-            values = [measured["kl"][name] for name in DICTIONARIES]
+            values = [measured["kl"][name] for name in names]
             lines.append(row(f"KL from the clean model (nats), {language}", values, ".3f"))
         entropy = measured["cross_entropy"]
-        values = [entropy[name] for name in DICTIONARIES]
+        values = [entropy[name] for name in names]
         clean = f"cross entropy spliced, {language} (clean {entropy['clean']:.3f}, zeroed "
         lines.append(row(f"{clean}{entropy['zero_ablated']:.3f})", values, ".3f"))
+    return "\n".join(lines)
+
+
+def _losses(sae: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """What the losses mean, or why there are none."""
+    if evaluation["loss"]:
+        return "Loss recovered: 1 = the model's own loss, 0 = the loss with the site zeroed."
+    return (
+        "There is no cross entropy and no KL of the model with the dictionary spliced in, because "
+        f"a transcoder reads one site ({sae['site']}) and makes another ({sae['target_site']}) of "
+        "it, and a splice puts back what it read where it read it."
+    )
+
+
+def _densities(measured: Mapping[str, Any]) -> str:
+    """Latents by the share of tokens on which they fire: of all tokens, and of each language's."""
+    edges = measured["density"]["log10_edges"]
+    columns = {"all tokens": measured["density"]["latents"]}
+    columns |= {n: c for n, c in measured.get("density_by_language", {}).items() if c is not None}
+    lines = [f"| share of tokens | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for low, high, *counts in zip(edges[:-1], edges[1:], *columns.values(), strict=True):
+        if any(counts):
+            cells = " | ".join(f"{count:,}" for count in counts)
+            lines.append(f"| {10**low:.1g} to {10**high:.1g} | {cells} |")
     return "\n".join(lines)

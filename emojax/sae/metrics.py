@@ -6,22 +6,22 @@ for unit vectors, with and without these *massive* tokens.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 from tqdm import tqdm
 
 from emojax.lm.capture import Tap
-from emojax.lm.loss import Splice, next_token_loss
+from emojax.lm.loss import Splice, divergence, next_token_loss
 from emojax.lm.model import LanguageModel
 from emojax.sae import coder
 from emojax.sae.coder import SparseAutoencoder
 from emojax.sae.corpus import Rows
-from emojax.sae.divergence import divergence
 from emojax.sae.store import Sample, Split
 
 MASSIVE = 4.0  # times the median norm
@@ -29,16 +29,21 @@ SLICE_TOKENS = 2048
 DENSITY_EDGES = tuple(np.arange(-6.0, 0.5, 0.5).tolist())
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=0)
 def _measure(
-    sae: SparseAutoencoder, x: Float[Array, "tokens d_model"], y: Float[Array, "tokens d_model"]
+    n_languages: int,
+    sae: SparseAutoencoder,
+    x: Float[Array, "tokens d_model"],
+    y: Float[Array, "tokens d_model"],
+    languages: Integer[Array, " tokens"],
 ) -> tuple[Array, ...]:
-    """Squared error of each token, active latents of each token, how often each latent fired."""
+    """Each token's squared error and active latents; how often each latent fired, by language."""
     codes = coder.encode(sae, x)
     _, factor = coder.scale(sae.config, x)
     error = jnp.sum((y - coder.decode(sae, codes) * factor) ** 2, axis=1)
     on = codes.values > 0
-    fired = jnp.zeros(sae.config.n_latents, jnp.int32).at[codes.indices].add(on.astype(jnp.int32))
+    fired = jnp.zeros((n_languages, sae.config.n_latents), jnp.int32)
+    fired = fired.at[languages[:, None], codes.indices].add(on.astype(jnp.int32))
     return error, jnp.sum(on, axis=1), fired
 
 
@@ -48,27 +53,33 @@ def reconstruction(sae: SparseAutoencoder, split: Split) -> dict[str, Any]:
     Returns:
       `tokens`, `massive_tokens` (norm > 4 × the median), `l0`; `full_share` (tokens whose code has
       no room left: near 0, codes above a threshold are whole); `fvu` by space (`raw`, `unit_norm`)
-      and tokens (`all`, `without_massive`); `fvu_by_language` (unit norm, without massive tokens);
-      `dead` and `dead_share` (latents that never fired on these tokens); `density`: latents by the
-      decimal logarithm of the share of tokens on which they fire, the dead left out.
+      and tokens (`all`, `without_massive`); `dead` and `dead_share` (latents that never fired on
+      these tokens); `density`: latents by the decimal logarithm of the share of tokens on which
+      they fire, the dead left out. Of each language's tokens alone (None: there are none):
+      `fvu_by_language` (unit norm, without massive tokens), `l0_by_language`,
+      `dead_share_by_language` and `density_by_language` (the same edges).
     """
     sample = split.read(0, split.tokens)
     values, norms = sample.target_values, sample.target_norms
     if values is not None and norms is not None:  # what a transcoder writes is what it explains
         sample = dataclasses.replace(sample, values=values, norms=norms)
     error, active = np.zeros(split.tokens), np.zeros(split.tokens)
-    fired = np.zeros(sae.config.n_latents, np.int64)
+    fired = np.zeros((len(split.languages), sae.config.n_latents), np.int64)
     for start in range(0, split.tokens, SLICE_TOKENS):
         part = slice(start, start + SLICE_TOKENS)
         raw = split.raw(start, min(start + SLICE_TOKENS, split.tokens))
         x, y = raw.x, raw.x if raw.target is None else raw.target
-        measured = _measure(sae, jnp.asarray(x), jnp.asarray(y))
+        data = map(jnp.asarray, (x, y, sample.languages[part]))
+        measured = _measure(len(split.languages), sae, *data)
         error[part], active[part], count = jax.device_get(measured)
         fired += count
     everything = np.ones(split.tokens, bool)
     ordinary = sample.norms <= MASSIVE * np.median(sample.norms)
     kinds = {"all": everything, "without_massive": ordinary}
-    density = fired[fired > 0] / split.tokens
+    of_language = {name: sample.languages == i for i, name in enumerate(split.languages)}
+    counts = {name: int(np.sum(chosen)) for name, chosen in of_language.items()}
+    own = {name: fired[i] if counts[name] else None for i, name in enumerate(split.languages)}
+    overall = np.sum(fired, axis=0)
     return {
         "tokens": split.tokens,
         "massive_tokens": int(np.sum(~ordinary)),
@@ -79,16 +90,34 @@ def reconstruction(sae: SparseAutoencoder, split: Split) -> dict[str, Any]:
             for space in ("raw", "unit_norm")
         },
         "fvu_by_language": {
-            name: _fvu(sample, error, ordinary & (sample.languages == i), "unit_norm")
-            for i, name in enumerate(split.languages)
+            name: _fvu(sample, error, ordinary & chosen, "unit_norm")
+            for name, chosen in of_language.items()
         },
-        "dead": int(np.sum(fired == 0)),
-        "dead_share": float(np.mean(fired == 0)),
+        "l0_by_language": {
+            name: float(np.mean(active[chosen])) if counts[name] else None
+            for name, chosen in of_language.items()
+        },
+        "dead": int(np.sum(overall == 0)),
+        "dead_share": float(np.mean(overall == 0)),
         "density": {
             "log10_edges": list(DENSITY_EDGES),
-            "latents": np.histogram(np.log10(density), DENSITY_EDGES)[0].tolist(),
+            "latents": _density(overall, split.tokens),
+        },
+        "dead_share_by_language": {
+            name: None if found is None else float(np.mean(found == 0))
+            for name, found in own.items()
+        },
+        "density_by_language": {
+            name: None if found is None else _density(found, counts[name])
+            for name, found in own.items()
         },
     }
+
+
+def _density(fired: Integer[np.ndarray, " n_latents"], tokens: int) -> list[int]:
+    """Latents by the decimal logarithm of the share of tokens on which they fire."""
+    share = fired[fired > 0] / tokens
+    return np.histogram(np.log10(share), DENSITY_EDGES)[0].tolist()
 
 
 def _fvu(sample: Sample, error: np.ndarray, chosen: np.ndarray, space: str) -> float | None:

@@ -23,7 +23,7 @@ from emojax.lm.capture import Tap, check_taps
 from emojax.lm.config import DecoderConfig
 from emojax.lm.model import LanguageModel
 from emojax.sae import artefact as artefacts
-from emojax.sae import corpus, metrics, state, store, text_stream, trainer
+from emojax.sae import corpus, log, metrics, state, store, text_stream, trainer
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
 from emojax.sae.stream import ActivationsConfig, Stream, own_mesh, width_of
 
@@ -31,22 +31,6 @@ if TYPE_CHECKING:
     from emojax.config import Config
 
 PACKAGES = ("emojax", "emojax-kernels", "jax", "optax", "numpy", "transformers", "tensorstore")
-
-
-def run(
-    config: "Config",
-    corpora: Sequence[tuple[str, Path]],
-    *,
-    out: files.Place,
-    artefact: files.Place,
-    store_dir: Path | str | None,
-    command: str,
-) -> dict[str, Any]:
-    """`run_all` for one dictionary, in these folders themselves."""
-    evaluations = run_all(
-        {"": config}, corpora, out=out, artefact=artefact, store_dir=store_dir, command=command
-    )
-    return evaluations[""]
 
 
 def run_all(
@@ -166,8 +150,11 @@ def run_all(
             "made": time.strftime("%Y-%m-%d", time.gmtime()),
         }
         if jax.process_index() == 0:
-            log = out / name / "training_log.jsonl"
-            artefacts.save(artefact / name, trained, untrained, provenance, evaluation, log)
+            steps = config.train.epochs * source.steps_per_epoch(config.train.batch_tokens)
+            with log.Log(out / name, steps) as lines:
+                lines.measured(steps, evaluation)
+            written = out / name / "training_log.jsonl"
+            artefacts.save(artefact / name, trained, untrained, provenance, evaluation, written)
     return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,15 +13,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
 
 from emojax.errors import UserError
 from emojax.files import Place, atomic, require_room, writable_dir
-from emojax.sae import interrupt, log, schedule, speed
+from emojax.sae import interrupt, log, schedule
 from emojax.sae import state as states
 from emojax.sae.checkpoints import Checkpoints
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
+from emojax.sae.progress import Progress
 from emojax.sae.source import Source
+from emojax.sae.speed import Meter
 from emojax.sae.state import TrainState
 from emojax.sae.step import is_fused, train_step
 from emojax.sae.store import Batch
@@ -73,7 +73,6 @@ def train(
     rate = schedule.learning_rate(settings, config.n_latents, steps)
     like = Saved(states.like(config, settings, mesh), source.like())
     require_room(directory, (settings.keep + 2) * _bytes(like))
-    use = speed.flops_per_token(config) / speed.peak_flops()
     if resolved is not None and first_process:
         with atomic(directory / "config.json") as partial:
             partial.write_text(json.dumps(resolved, indent=2) + "\n")
@@ -82,24 +81,16 @@ def train(
         first = int(state.step)
         if first and first_process:
             logging.warning("The run in %s goes on after step %d of %d.", directory, first, steps)
-        lines = log.Log(directory, run, first) if first_process else None
         batches = source.batches(settings.batch_tokens, settings.seed, first)
-        since, counted, waited = time.perf_counter(), first, source.waiting.seconds
+        progress = Progress(steps, first, settings.batch_tokens, shown=first_process)
         upcoming: Batch | None = None
         with (
             contextlib.closing(batches),
-            contextlib.nullcontext() if lines is None else contextlib.closing(lines),
+            contextlib.closing(progress),
+            log.Log(directory, first) if first_process else contextlib.nullcontext() as lines,
             interrupt.requested() as asked,
-            tqdm(
-                total=steps * settings.batch_tokens,
-                initial=first * settings.batch_tokens,
-                unit="tok",
-                unit_scale=True,
-                desc="train",
-                disable=None if first_process else True,
-            ) as bar,
         ):
-            stop = _Stop(asked, mesh)
+            stop, meter = _Stop(asked, mesh), Meter(config, settings, source.waiting, first)
             for number in range(first, steps):
                 batch = next(batches) if upcoming is None else upcoming
                 state = train_step(config, settings, steps, mesh, state, placed(batch, mesh))
@@ -116,37 +107,18 @@ def train(
                     # All save together, and the other processes do not know.
                     failed, save = error, jax.process_count() == 1
                 if save or new_line:
-                    found = _means(state, settings)
+                    entry = _entry(settings, per_epoch, rate, state)
                     if int(state.bad):
                         raise UserError(_not_finite(state, settings, source, checkpoints.latest()))
                     if new_line:
-                        seconds = time.perf_counter() - since
-                        per_second = (now - counted) * settings.batch_tokens / seconds
-                        wait = source.waiting.seconds - waited
-                        entry = {
-                            "step": now,
-                            "tokens": now * settings.batch_tokens,
-                            **found,
-                            "dead": int(state.dead),
-                            "learning_rate": float(np.asarray(rate(number))),
-                            "epoch": now / per_epoch,
-                            "tokens_per_second": round(per_second),
-                            "input_wait": float(f"{wait / seconds:.3g}"),
-                            "mfu": float(f"{per_second * use:.3g}"),
-                        }
-                        bar.update((now - counted) * settings.batch_tokens)
-                        shown = ("loss", "l0", "dead", "mfu")
-                        bar.set_postfix({key: entry[key] for key in shown}, refresh=False)
+                        entry |= meter.read(now)
+                        progress.show(now, entry)
                         if lines is not None:
                             lines.write(now, entry)
-                        since, counted = time.perf_counter(), now
-                        waited = source.waiting.seconds
                     if save:
                         if lines is not None:
-                            lines.close()
-                        positions = _of_all(source.position())
-                        saved = Saved(state, source.state())
-                        checkpoints.save(saved, found["reconstruction"], positions)
+                            lines.flush()
+                        _save(checkpoints, source, state, entry["reconstruction"])
                 if failed is not None:
                     raise failed
                 if stopping and not last:
@@ -192,6 +164,14 @@ def _begun(
         )
     source.restore(found.source, positions[jax.process_index() % len(positions)])
     return found.train
+
+
+def _save(
+    checkpoints: Checkpoints, source: Source, state: TrainState, reconstruction: float
+) -> None:
+    """Writes a checkpoint of the state and of the source as it is now."""
+    saved = Saved(state, source.state())
+    checkpoints.save(saved, reconstruction, _of_all(source.position()))
 
 
 def _of_all(position: Any) -> list[Any]:
@@ -261,15 +241,25 @@ class _Stop:
 _any = jax.jit(jnp.any)
 
 
-def _means(state: TrainState, settings: TrainConfig) -> dict[str, float]:
-    """Means over the steps since the last line of the log.
+def _entry(
+    settings: TrainConfig, per_epoch: int, rate: Callable[[Any], Any], state: TrainState
+) -> dict[str, float | int]:
+    """What a line of the log says of the steps since the last one: losses are means over them.
 
-    The sums are part of the state, so that a run that goes on writes the lines it would have
+    Their sums are part of the state, so that a run that goes on writes the lines it would have
     written.
     """
-    sums, step = jax.device_get((state.sums, state.step))
-    count = (int(step) - 1) % settings.log_every + 1
-    return {name: float(f"{sums[name] / count:.6g}") for name in states.LOGGED}
+    sums, dead, step = jax.device_get((state.sums, state.dead, state.step))
+    step = int(step)
+    count = (step - 1) % settings.log_every + 1
+    return {
+        "step": step,
+        "tokens": step * settings.batch_tokens,
+        **{name: float(f"{sums[name] / count:.6g}") for name in states.LOGGED},
+        "dead": int(dead),
+        "learning_rate": float(np.asarray(rate(step - 1))),
+        "epoch": step / per_epoch,
+    }
 
 
 def _not_finite(state: TrainState, settings: TrainConfig, source: Source, saved: int | None) -> str:

@@ -9,7 +9,7 @@ from tiny_models import ragged, tiny
 from emojax.errors import UserError
 from emojax.lm import decoder, intervene, loss
 from emojax.lm.capture import Tap, capture
-from emojax.lm.loss import Splice, next_token_loss
+from emojax.lm.loss import Splice, divergence, next_token_loss
 
 pytestmark = pytest.mark.smoke
 
@@ -75,6 +75,24 @@ def test_other_layers_and_arguments_of_a_splice_do_not_compile_again():
     assert loss._loss._cache_size() == before
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_divergence_is_the_textbook_sum_and_nothing_at_padding(side, monkeypatch):
+    config, params, tokens, mask = problem(side=side)
+    splice = Splice(Tap(config.n_layers - 1, "final_norm"), scaled, {"scale": 2.0, "shift": 0.0})
+    h = decoder.normed(
+        config, params, jnp.asarray(tokens), jnp.asarray(mask), lambda site, layer, h: h
+    )
+    p, q = (jax.nn.log_softmax(decoder.unembed(config, params, x)) for x in (h, 2 * h))
+    wanted = jnp.sum(jnp.exp(p) * (p - q), axis=-1)[:, :-1]
+    wanted = np.where(mask[:, 1:] & mask[:, :-1], wanted, 0)
+    assert wanted.max() > 1e-3
+    np.testing.assert_allclose(divergence(*problem(side=side), splice), wanted, atol=1e-5)
+    # In chunks that do not divide the tokens.
+    monkeypatch.setattr(loss, "_LOGITS", 2 * 97 * 5)
+    jax.clear_caches()
+    np.testing.assert_allclose(divergence(*problem(side=side), splice), wanted, atol=1e-5)
+
+
 def test_gradients_reach_a_splice_and_the_parameters():
     config, params, tokens, mask = problem()
 
@@ -97,6 +115,8 @@ def test_a_splice_that_does_not_fit():
         next_token_loss(*args, splice=Splice(Tap(9), scaled, {}))
     with pytest.raises(UserError, match="'attention'"):
         next_token_loss(*args, splice=Splice(Tap(1, "attention"), scaled, {}))
+    with pytest.raises(UserError, match="layer 9"):
+        divergence(*args, Splice(Tap(9), scaled, {}))
     with pytest.raises(UserError, match="no tokens"):
         next_token_loss(*args[:3], np.zeros_like(args[3]))
 

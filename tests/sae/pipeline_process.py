@@ -18,23 +18,31 @@ FOLDER, (PORT, PROCESS, PROCESSES) = Path(sys.argv[1]), map(int, sys.argv[2:5])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{PORT}", PROCESSES, PROCESS)
 
-from sae_toys import SAE, TRAIN, Cycle, language_model, load, streamed, text_rows  # noqa: E402
+from sae_toys import (  # noqa: E402
+    SAE,
+    TRAIN,
+    Cycle,
+    language_model,
+    load,
+    streamed,
+    text_rows,
+    train_one,
+)
 from test_pipeline import CONFIG  # noqa: E402
 
 from emojax.config import override  # noqa: E402
 from emojax.lm import sources  # noqa: E402
-from emojax.sae import pipeline, trainer  # noqa: E402
+from emojax.sae import trainer  # noqa: E402
 
 lm = language_model()
 sources.load = load
 texts = [(name, FOLDER / file) for name, file in zip(("en", "en", "zh"), sys.argv[5:], strict=True)]
-pipeline.run(
+train_one(
     override(CONFIG, [f"train.data_shards={PROCESSES}", "train.epochs=1"]),
     texts,
     out=FOLDER / "stored",
     artefact=FOLDER / "artefact",
     store_dir=FOLDER / "store",
-    command="…",
 )
 
 settings = dataclasses.replace(TRAIN, epochs=1, data_shards=PROCESSES)

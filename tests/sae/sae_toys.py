@@ -16,13 +16,14 @@ from jax.sharding import Mesh
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from emojax.config import Config
 from emojax.files import Place
 from emojax.lm import decoder, sharding
 from emojax.lm.capture import Tap
 from emojax.lm.config import DecoderConfig, Rope
 from emojax.lm.model import LanguageModel
+from emojax.sae import pipeline, store
 from emojax.sae import state as states
-from emojax.sae import store
 from emojax.sae.coder import SaeConfig
 from emojax.sae.corpus import Rows
 from emojax.sae.packing import TextStream
@@ -78,7 +79,7 @@ def split_of(
     return held.splits(Tap(0, "in"), None if target is None else Tap(0, "out"))["all"]
 
 
-TIMELESS = ("tokens_per_second", "input_wait", "mfu")
+TIMELESS = ("tokens_per_second", "input_wait", "sae_mfu")
 
 
 def read_log(directory: Path) -> list[dict]:
@@ -155,6 +156,11 @@ def load(
     if mesh is not None:
         params = sharding.shard_params(lm.config, params, mesh)
     return dataclasses.replace(lm, params=params)
+
+
+def train_one(config: Config, corpora: Sequence[tuple[str, Path]], **folders: Any) -> dict:
+    """The whole pipeline for one dictionary, in these folders themselves."""
+    return pipeline.run_all({"": config}, corpora, command="…", **folders)[""]
 
 
 def two_processes(arguments: Callable[[str, str], list[str]]) -> list[str]:

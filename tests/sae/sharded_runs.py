@@ -1,9 +1,9 @@
 """A program for `test_meshes.py`: training runs on meshes of fake devices, or as one of several
 processes. Prints the loss curves as JSON.
 
-    python sharded_runs.py FOLDER MESHES STEPS [PORT PROCESS PROCESSES]
+    python sharded_runs.py FOLDER RUNS STEPS [PORT PROCESS PROCESSES]
 
-FOLDER holds the runs; MESHES is such as `1x1,4x2` (data by latent shards).
+FOLDER holds the runs; RUNS is such as `topk=1x1,relu=4x2` (data by latent shards).
 """
 
 import dataclasses
@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
-FOLDER, MESHES, STEPS = Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3])
+FOLDER, RUNS, STEPS = Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3])
 if len(sys.argv) > 4:
     port, process, processes = map(int, sys.argv[4:])
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -22,32 +23,59 @@ if len(sys.argv) > 4:
 else:
     jax.config.update("jax_num_cpu_devices", 8)
 
-from sae_toys import CHUNK, SAE, TRAIN, activations, split_of  # noqa: E402
+from sae_toys import (  # noqa: E402
+    CHUNK,
+    SAE,
+    TRAIN,
+    D,
+    activations,
+    language_model,
+    split_of,
+    streamed,
+    text_rows,
+)
 
 from emojax.sae import trainer  # noqa: E402
+from emojax.sae.objectives import OBJECTIVES  # noqa: E402
 
-# What needs the whole batch's codes, and the number of each latent, on fewer meshes.
-NESTED = ("1x1", "8x1", "2x4", "1x8") if len(MESHES) > 2 else ()
+x = activations(10 * CHUNK)
+split = split_of(FOLDER / f"store{jax.process_index()}", x)
+lm, rows = language_model(), text_rows(600)
+
+
+def curve(case: str, data: int, latent: int) -> list[list[float]]:
+    """What the log says of a run: of an architecture, or of what the name says instead."""
+    architecture = case if case in OBJECTIVES else "topk"
+    sae = dataclasses.replace(SAE, architecture=architecture)
+    fused = OBJECTIVES[architecture].codes is not None and case != "optax"
+    settings = dataclasses.replace(
+        TRAIN,
+        epochs=-(-STEPS // split.steps_per_epoch(TRAIN.batch_tokens)),
+        update="fused" if fused else "optax",
+        data_shards=data,
+        latent_shards=latent,
+        dead_after_tokens=150,
+        checkpoint_every=STEPS,
+    )
+    source = split
+    if case == "transcoder":
+        sae = dataclasses.replace(sae, target_site="out", input_scale="mean_norm")
+        turned = x @ np.random.default_rng(1).normal(size=(D, D)).astype(np.float32)
+        source = split_of(FOLDER / f"both{data}x{latent}", x, target=turned)
+    if case == "streamed":
+        settings = dataclasses.replace(settings, epochs=1)
+        source = streamed(lm, rows, settings, tokens=STEPS * TRAIN.batch_tokens)
+    run = FOLDER / f"{case}-{data}x{latent}"
+    trainer.train(sae, settings, source, run)
+    if jax.process_index() > 0:
+        return []
+    lines = (run / "training_log.jsonl").read_text().splitlines()[:STEPS]
+    return [[json.loads(x)[key] for key in ("loss", "aux", "l0", "dead")] for x in lines]
+
+
 curves = {}
-split = split_of(FOLDER / f"store{jax.process_index()}", activations(10 * CHUNK))
-for mesh in MESHES:
-    data, latent = map(int, mesh.split("x"))
-    for architecture in ("topk", "matryoshka") if mesh in NESTED else ("topk",):
-        sae = dataclasses.replace(SAE, architecture=architecture, prefixes=())
-        settings = dataclasses.replace(
-            TRAIN,
-            epochs=-(-STEPS // split.steps_per_epoch(TRAIN.batch_tokens)),
-            update="fused",
-            data_shards=data,
-            latent_shards=latent,
-            dead_after_tokens=150,
-        )
-        run = FOLDER / f"{architecture}-{mesh}"
-        sae = trainer.train(sae, settings, split, run)
-        if jax.process_index() > 0:
-            continue
-        lines = (run / "training_log.jsonl").read_text().splitlines()
-        curve = [[json.loads(x)[key] for key in ("loss", "aux", "l0", "dead")] for x in lines]
-        curves[f"{architecture} {mesh}"] = curve[:STEPS]
+for name in RUNS:
+    case, mesh = name.split("=")
+    curves[name] = curve(case, *map(int, mesh.split("x")))
 if jax.process_index() == 0:
     print("CURVES" + json.dumps(curves))

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from emojax.errors import UserError
 from emojax.files import sha256
-from emojax.sae import artefact, coder
+from emojax.sae import artefact, card, coder
 from emojax.sae.corpus import DataConfig
 
 PROVENANCE = {
@@ -27,8 +27,12 @@ MEASURED = {
     "l0": 64.0,
     "fvu": {s: {"all": 0.1, "without_massive": 0.0987} for s in ("raw", "unit_norm")},
     "fvu_by_language": {"en": 0.11, "zh": 0.09},
+    "l0_by_language": {"en": 61.5, "zh": 66.5},
     "dead": 3,
     "dead_share": 0.01,
+    "dead_share_by_language": {"en": 0.0123, "zh": None},
+    "density": {"log10_edges": [-2.0, -1.0, 0.0], "latents": [40, 21]},
+    "density_by_language": {"en": [1033, 22], "zh": None},
 }
 LOSS = {
     "cross_entropy": {
@@ -88,9 +92,45 @@ def test_what_is_loaded_is_what_was_saved_and_what_was_measured(saved):
 
 
 def test_the_model_card_says_what_was_measured(saved):
-    card = (saved[0] / "README.md").read_text()
+    made = (saved[0] / "README.md").read_text()
     for said in ("0.0987", "1,000,000 tokens", "0.9800", PROVENANCE["command"], "novel.txt"):
-        assert said in card
+        assert said in made
+    for row in (
+        "| active latents per token (L0), en | 61.5 | 61.5 | 61.5 |",
+        "| latents that never fire, en | 1.23% | 1.23% | 1.23% |",
+        "| latents that never fire, zh | – | – | – |",
+        "| share of tokens | all tokens | en |\n|---|---|---|\n| 0.01 to 0.1 | 40 | 1,033 |",
+    ):
+        assert row in made
+
+
+def test_a_transcoder_s_card_says_why_it_has_no_losses():
+    transcoder = {"site": "resid_mid", "target_site": "mlp_out", "input_scale": "mean_norm"}
+    sae = dataclasses.asdict(dataclasses.replace(SAE, **transcoder))
+    made = card.render(PROVENANCE | {"sae": sae}, EVALUATION | {"loss": {}})
+    assert "no cross entropy and no KL" in made
+    assert "reads one site (resid_mid) and makes another (mlp_out)" in made
+    assert "recovered" not in made
+
+
+def test_a_card_shows_what_an_older_artefact_was_measured_for():
+    """FVU alone by language, and no random dictionary."""
+    late = ("l0_by_language", "dead_share_by_language", "density_by_language")
+    older = {name: value for name, value in MEASURED.items() if name not in late}
+    record = PROVENANCE | {"sae": dataclasses.asdict(SAE)}
+    evaluation = {"trained": older, "untrained": older, "loss": EVALUATION["loss"]}
+    made = card.render(record, evaluation)
+    assert "| | trained | untrained |\n|---|---|---|\n" in made
+    assert "| FVU, unit vectors without massive tokens, zh | 0.0900 | 0.0900 |" in made
+    assert "(L0), en" not in made
+
+
+def test_the_shipped_dictionary_has_a_card():
+    shipped = artefact.load("gemma3_270m")
+    fvu = shipped.evaluation["trained"]["fvu"]["raw"]["all"]
+    row = f"| FVU, raw units, all tokens | {fvu:.4f} |"
+    assert row in card.render(shipped.record, shipped.evaluation)
+    assert row in (artefact.find("gemma3_270m") / "README.md").read_text()
 
 
 def test_a_damaged_file_is_named(saved):

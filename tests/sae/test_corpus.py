@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from sae_toys import corpora, language_model, without_bos
+from sae_toys import corpora, language_model, train_one, without_bos
 
 from emojax import config as configs
 from emojax.errors import UserError
 from emojax.lm import sources
-from emojax.sae import corpus, pipeline
+from emojax.sae import corpus
 from emojax.sae.corpus import DataConfig
 
 DATA = DataConfig(tokens=20_000, heldout_tokens=2000, row_tokens=32, heldout_share=0.1)
@@ -134,7 +134,7 @@ def test_a_bad_corpus_is_refused_before_the_model_is_loaded(
     out = {name: tmp_path / name for name in ("out", "artefact", "store_dir")}
     pair = [("en", tmp_path / "b.txt"), (language, tmp_path / "a.jsonl")]
     with pytest.raises(UserError, match=said):
-        pipeline.run(configs.load(path), pair, command="", **out)
+        train_one(configs.load(path), pair, **out)
 
 
 def test_of_lines_of_json_as_much_is_read_as_is_needed(lm, tmp_path):

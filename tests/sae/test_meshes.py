@@ -10,7 +10,20 @@ import pytest
 from sae_toys import two_processes
 
 PROGRAM = str(Path(__file__).parent / "sharded_runs.py")
-MESHES = ["1x1", "2x1", "1x2", "4x1", "2x2", "1x4", "8x1", "4x2", "2x4", "1x8"]
+ALL = ("2x1", "1x2", "4x1", "2x2", "1x4", "8x1", "4x2", "2x4", "1x8")
+# TopK everywhere. What needs the whole batch's codes, and the number of each latent, on fewer
+# meshes; all else where tokens and latents are both split.
+MESHES = {
+    "topk": ALL,
+    "matryoshka": ("8x1", "2x4", "1x8"),
+    "batch_topk": ("2x2",),
+    "jumprelu": ("2x2",),
+    "relu": ("2x2",),
+    "gated": ("2x2",),
+    "optax": ("2x2",),
+    "transcoder": ("2x2",),
+    "streamed": ("2x2",),
+}
 STEPS = 50
 
 
@@ -21,35 +34,33 @@ def curves_of(done: str) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory) -> dict[str, np.ndarray]:
     folder = tmp_path_factory.mktemp("meshes")
-    command = [sys.executable, PROGRAM, str(folder), ",".join(MESHES), str(STEPS)]
+    runs = [f"{case}={mesh}" for case, meshes in MESHES.items() for mesh in ("1x1", *meshes)]
+    command = [sys.executable, PROGRAM, str(folder), ",".join(runs), str(STEPS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return curves_of(done.stdout)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "matryoshka"])
-def test_every_mesh_gives_the_curve_of_one_device(curves, architecture):
-    one = curves[f"{architecture} 1x1"]
+@pytest.mark.parametrize("case", MESHES)
+def test_every_mesh_gives_the_curve_of_one_device(curves, case):
+    one = curves[f"{case}=1x1"]
     assert one.shape == (STEPS, 4)
-    assert one[:, 3].max() > 0  # dead latents, so that their loss is compared too
     assert one[-1, 0] < 0.8 * one[0, 0]
-    meshes = [name for name in curves if name.startswith(f"{architecture} ")]
-    assert len(meshes) == {"topk": len(MESHES), "matryoshka": 4}[architecture]
-    for mesh in meshes:
-        curve = curves[mesh]
+    if case in ("topk", "matryoshka", "optax", "transcoder", "streamed"):
+        assert one[:, 3].max() > 0  # dead latents, so that their loss is compared too
+    for mesh in MESHES[case]:
+        curve = curves[f"{case}={mesh}"]
         np.testing.assert_allclose(curve[:, 0], one[:, 0], rtol=1e-5, err_msg=mesh)
         np.testing.assert_allclose(curve, one, rtol=1e-4, atol=1e-6, err_msg=mesh)
 
 
-def test_two_processes_give_the_curve_of_one(tmp_path):
-    alone = subprocess.run(
-        [sys.executable, PROGRAM, str(tmp_path / "alone"), "1x1", "20"],
-        capture_output=True,
-        text=True,
-        check=False,
+def test_two_processes_give_the_curve_of_one(curves, tmp_path):
+    runs = "topk=2x2,topk=1x4"  # tokens, then latents between processes
+    outputs = two_processes(
+        lambda port, i: [PROGRAM, str(tmp_path), runs, str(STEPS), port, i, "2"]
     )
-    outputs = two_processes(lambda port, i: [PROGRAM, str(tmp_path), "2x2,1x4", "20", port, i, "2"])
-    assert alone.returncode == 0, alone.stderr[-2000:]
-    one = curves_of(alone.stdout)["topk 1x1"]
-    for curve in curves_of(outputs[0]).values():  # tokens, then latents between processes
+    one = curves["topk=1x1"]
+    found = curves_of(outputs[0])
+    assert len(found) == 2
+    for curve in found.values():
         np.testing.assert_allclose(curve[:, 0], one[:, 0], rtol=1e-5)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +7,10 @@ import numpy as np
 import pytest
 from sae_toys import SAE, D, activations, language_model, split_of
 
-from emojax.lm import decoder
 from emojax.lm.capture import Tap, capture
-from emojax.lm.loss import Splice
 from emojax.sae import coder, metrics
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
 from emojax.sae.corpus import Rows
-from emojax.sae.divergence import divergence
 
 # ± each axis: exact on anything, with D latents active.
 EXACT = SparseAutoencoder(
@@ -98,6 +96,34 @@ def test_dead_latents_and_densities_are_counted(split):
     assert sum(last_but_one) == np.sum(rate >= 0.1)
 
 
+def test_l0_dead_latents_and_densities_are_those_of_each_language(data, tmp_path):
+    """Of a third that is English, a rest that is Chinese, and of a language without a token."""
+    languages = np.where(np.arange(512) % 3 == 0, 0, 2)
+    split = dataclasses.replace(split_of(tmp_path, data, languages), languages=("en", "fr", "zh"))
+    # Biases leave some codes with fewer than k latents.
+    sae = dataclasses.replace(coder.init(SAE, jnp.zeros(D)), b_enc=jnp.full(SAE.n_latents, -0.45))
+    on = np.asarray(coder.dense(coder.encode(sae, jnp.asarray(data)), SAE.n_latents)) > 0
+    found = metrics.reconstruction(sae, split)
+    assert found["density"]["latents"] == _histogram(on)
+    for place, language in ((0, "en"), (2, "zh")):
+        own = on[languages == place]
+        assert found["l0_by_language"][language] == pytest.approx(np.sum(own) / len(own))
+        assert found["dead_share_by_language"][language] == np.mean(~own.any(axis=0))
+        assert found["density_by_language"][language] == _histogram(own)
+    for name in ("fvu", "l0", "dead_share", "density"):
+        assert found[f"{name}_by_language"]["fr"] is None
+    assert found["l0_by_language"]["en"] != found["l0_by_language"]["zh"]
+
+
+def _histogram(on: np.ndarray) -> list[int]:
+    rate = on.mean(axis=0)
+    edges = metrics.DENSITY_EDGES
+    return [
+        int(np.sum((10**low <= rate) & (rate < 10**high) if high else rate >= 10**low))
+        for low, high in itertools.pairwise(edges)
+    ]
+
+
 def test_loss_recovered_is_one_when_exact_and_zero_when_zero():
     lm = language_model()
     rng = np.random.default_rng(0)
@@ -126,27 +152,6 @@ def test_loss_recovered_is_one_when_exact_and_zero_when_zero():
         assert entry["recovered"]["exact"] == pytest.approx(1, abs=1e-3)
         assert entry["recovered"]["nothing"] == pytest.approx(0, abs=1e-4)
         assert entry["recovered_from_mean"]["exact"] == pytest.approx(1, abs=1e-3)
-
-
-def test_divergence_is_the_textbook_sum_and_nothing_at_padding():
-    lm = language_model()
-    tokens = np.random.default_rng(1).integers(2, 40, (2, 9)).astype(np.int32)
-    mask = np.ones_like(tokens, bool)
-    mask[1, 6:] = False
-    found = divergence(
-        lm.config, lm.params, tokens, mask, Splice(Tap(1, "final_norm"), _doubled, jnp.zeros(()))
-    )
-    h = decoder.normed(
-        lm.config, lm.params, jnp.asarray(tokens), jnp.asarray(mask), lambda site, layer, h: h
-    )
-    p, q = (jax.nn.log_softmax(decoder.unembed(lm.config, lm.params, x)) for x in (h, 2 * h))
-    wanted = jnp.sum(jnp.exp(p) * (p - q), axis=-1)[:, :-1]
-    np.testing.assert_allclose(found, np.where(mask[:, 1:], wanted, 0), rtol=1e-4, atol=1e-6)
-    assert found[0].min() > 1e-4
-
-
-def _doubled(_, h):
-    return 2 * h
 
 
 def test_the_first_token_is_left_alone():

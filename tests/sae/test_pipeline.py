@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sae_toys import SAE, TRAIN, corpora, language_model, load, read_log, two_processes
+from sae_toys import SAE, TRAIN, corpora, language_model, load, read_log, train_one, two_processes
 
 from emojax.config import Config, override, sweep
 from emojax.errors import UserError
@@ -29,14 +29,8 @@ def toy_model(monkeypatch):
 
 
 def start(tmp_path, texts, name="artefact", config=CONFIG):
-    return pipeline.run(
-        config,
-        texts,
-        out=tmp_path / "out",
-        artefact=tmp_path / name,
-        store_dir=tmp_path / "store",
-        command="python -m experiments.train_sae",
-    )
+    folders = {"out": tmp_path / "out", "artefact": tmp_path / name}
+    return train_one(config, texts, store_dir=tmp_path / "store", **folders)
 
 
 def test_from_text_to_an_artefact_twice_the_same(tmp_path):
@@ -54,6 +48,7 @@ def test_from_text_to_an_artefact_twice_the_same(tmp_path):
     # All stages are finished: the second run only measures and writes.
     again = start(tmp_path, texts, "again")
     assert again == evaluation
+    assert (tmp_path / "out" / "training_log.jsonl").read_text().count("evaluation") == 1
     other = artefact.load(tmp_path / "again")
     np.testing.assert_array_equal(other.sae.w_enc, loaded.sae.w_enc)
     # What is refused leaves the record of what is there.
@@ -80,14 +75,18 @@ def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
     assert {path.name for path in (tmp_path / "store").iterdir()} == {"store.json", "heldout"}
     record = artefact.load(tmp_path / "artefact", language_model()).record
     assert record["activations"]["buffer_tokens"] == 1024
-    lines = (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()
+    text = (tmp_path / "out" / "training_log.jsonl").read_text()
+    *lines, last = map(json.loads, text.splitlines())
     assert len(lines) == 2 * (3000 // TRAIN.batch_tokens)
     tokens = record["tokens"]["train"]
     assert 1500 < tokens < 3000
     assert record["passes"] == 2 * 3000 / tokens
     card = (tmp_path / "artefact" / "README.md").read_text()
     assert f"Text: {tokens:,} tokens" in card and f"{record['passes']:.3g} passes" in card
-    assert all(0 <= json.loads(line)["input_wait"] <= 1 for line in lines)
+    assert all(0 <= line["input_wait"] <= 1 for line in lines)
+    # The log ends with what was measured, and the artefact's copy does too.
+    assert last == {"step": len(lines), "evaluation": json.loads(json.dumps(evaluation))}
+    assert (tmp_path / "artefact" / "training_log.jsonl").read_text() == text
 
 
 def test_a_model_that_cannot_be_split_so_is_refused_before_it_is_read(tmp_path, monkeypatch):
