@@ -6,12 +6,10 @@ for each split, zarr3 arrays written by TensorStore: `token_ids`, `positions`, `
 float16 unit vectors and `norms` [tokens] float32. All taps are read in one pass of the language
 model. Special tokens (BOS, padding) are never stored.
 
-An array is few large objects: shards of up to 32 chunks (`sharding_indexed`), each written once and
-whole. A chunk, what is read in one go, has a checksum of its own, and so has each shard's index.
-Format 2, whose chunks are objects of their own, is read too.
+What an array is on the disk is said in `store_arrays`. Format 2, whose chunks are objects of their
+own, is read too.
 """
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -27,22 +25,17 @@ from emojax.files import require_room, writable_dir
 from emojax.lm import decoder
 from emojax.lm.capture import Tap, check_taps, stream
 from emojax.lm.model import LanguageModel
-from emojax.sae import interrupt
+from emojax.sae import interrupt, store_arrays
 from emojax.sae.ahead import Stopwatch, ahead
 from emojax.sae.corpus import Rows
+from emojax.sae.store_arrays import COLUMNS, CONTEXT, TAP_COLUMNS, Shards, kvstore, reading
 
 FORMAT = 3
 READABLE = (2, FORMAT)
 CHUNK_TOKENS = 2048
-# Of a shard, which a capture holds in memory: chunks, and bytes of one site's vectors.
-SHARD_CHUNKS, SHARD_BYTES = 32, 2**28
 BUFFER_CHUNKS = 32
 BATCHES_AHEAD = 2
 SEGMENT_ROWS = 256
-COLUMNS = {"token_ids": "int32", "positions": "int32", "rows": "int32", "languages": "uint8"}
-TAP_COLUMNS = {"values": "float16", "norms": "float32"}
-# One for all arrays: they share its limits, and what `memory://` holds.
-_CONTEXT = ts.Context()
 
 
 class Batch(NamedTuple):
@@ -120,7 +113,7 @@ class Split:
 
     def _came(self, future: Any) -> np.ndarray:
         """What was read, its checksums found right."""
-        with _reading(self.directory):
+        with reading(self.directory):
             return future.result()
 
     def _sites(self) -> list[tuple[str, str]]:
@@ -378,8 +371,7 @@ def capture_taps(
             )
         if local:
             require_room(Path(directory), size)
-        chunks = SHARD_BYTES // (2 * max(widths) * chunk_tokens)
-        wanted["shard_tokens"] = max(1, min(SHARD_CHUNKS, chunks)) * chunk_tokens
+        wanted["shard_tokens"] = store_arrays.shard_size(max(widths), chunk_tokens)
         _write_state(directory, wanted, done)
     shard_tokens = wanted.get("shard_tokens")
     named = (name.split(".") for name in wanted["taps"])
@@ -388,15 +380,15 @@ def capture_taps(
     opened = {}
     with interrupt.requested() as stop:
         for split, part in rows.items():
-            arrays = opened[split] = _arrays(
+            arrays = opened[split] = store_arrays.opened(
                 f"{directory}/{split}", widths, totals[split], chunk_tokens, shard_tokens
             )
             if done[split]["rows"] == len(part.tokens):
                 continue
             # Format 2 counted whole segments only, all of them written.
             written = done[split].get("written", done[split]["tokens"])
-            with _reading(directory):
-                shards = _Shards(arrays, shard_tokens or chunk_tokens, written)
+            with reading(directory):
+                shards = Shards(arrays, shard_tokens or chunk_tokens, written)
             with tqdm(
                 total=totals[split],
                 initial=written,
@@ -425,46 +417,6 @@ def capture_taps(
             _write_state(directory, wanted, done)
     languages = next(iter(rows.values())).names
     return Store(opened, totals, languages, chunk_tokens, str(directory))
-
-
-class _Shards:
-    """A split's tokens on their way to the disk, held until a shard of each array is full.
-
-    `tokens` were given so far, `written` of them are on the disk.
-    """
-
-    def __init__(self, arrays: Mapping[str, Any], size: int, written: int):
-        """Goes on behind `written` tokens; a shard begun is read, to be written again whole."""
-        self._arrays, self._size = arrays, size
-        self.tokens = self.written = written
-        self._begin = written - written % size
-        self._held = {
-            name: np.empty((size, *array.shape[1:]), array.dtype.numpy_dtype)
-            for name, array in arrays.items()
-        }
-        for name, held in self._held.items():
-            held[: written - self._begin] = arrays[name][self._begin : written].read().result()
-
-    def add(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Takes tokens in, and writes what shards they fill."""
-        count, taken = len(columns["rows"]), 0
-        while taken < count:
-            place = self.tokens - self._begin
-            more = min(count - taken, self._size - place)
-            for name, held in self._held.items():
-                held[place : place + more] = columns[name][taken : taken + more]
-            self.tokens += more
-            taken += more
-            if place + more == self._size:
-                self.write()
-
-    def write(self) -> None:
-        """Writes what is held."""
-        if self.written < self.tokens:
-            held = {name: held[: self.tokens - self._begin] for name, held in self._held.items()}
-            _write(self._arrays, held, self._begin)
-            self.written = self.tokens
-        self._begin = self.tokens - self.tokens % self._size
 
 
 def _segments(
@@ -523,99 +475,10 @@ def _split_norm(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values / np.maximum(norms, np.finfo(np.float32).tiny)[:, None], norms
 
 
-def _write(arrays: Mapping[str, Any], columns: Mapping[str, np.ndarray], start: int) -> None:
-    futures = [
-        array[start : start + len(columns[name])].write(
-            columns[name].astype(array.dtype.numpy_dtype)
-        )
-        for name, array in arrays.items()
-    ]
-    try:
-        for future in futures:
-            future.result()
-    except ValueError as error:
-        raise UserError(
-            f"The activations could not be written ({error}); free room on the disk and run again: "
-            "what was captured before is kept."
-        ) from None
-
-
-def _arrays(
-    directory: str,
-    widths: Mapping[str, int],
-    tokens: int,
-    chunk_tokens: int,
-    shard_tokens: int | None,
-) -> dict[str, Any]:
-    """Opens a split's zarr3 arrays, or makes them, `widths` of each tap's values.
-
-    Without `shard_tokens` they are of format 2.
-    """
-    kinds = COLUMNS | {f"{tap}/{name}": k for tap in widths for name, k in TAP_COLUMNS.items()}
-    arrays = {}
-    for name, dtype in kinds.items():
-        tap, _, column = name.partition("/")
-        tail = [widths[tap]] if column == "values" else []
-        codecs: list[dict[str, Any]] = [
-            {"name": "bytes", "configuration": {"endian": "little"}},
-            {"name": "crc32c"},
-        ]
-        options = {}
-        if shard_tokens is not None:
-            inside = {
-                "chunk_shape": [chunk_tokens, *tail],
-                "codecs": codecs,
-                "index_codecs": codecs,
-                "index_location": "end",
-            }
-            codecs = [{"name": "sharding_indexed", "configuration": inside}]
-            # Else a lost object would be read as zeros.
-            options = {"fill_missing_data_reads": False, "store_data_equal_to_fill_value": True}
-        grid = {"chunk_shape": [shard_tokens or chunk_tokens, *tail]}
-        arrays[name] = ts.open(
-            {
-                "driver": "zarr3",
-                "kvstore": kvstore(f"{directory}/{name}"),
-                "metadata": {
-                    "shape": [tokens, *tail],
-                    "data_type": dtype,
-                    "chunk_grid": {"name": "regular", "configuration": grid},
-                    "codecs": codecs,
-                },
-                **options,
-            },
-            open=True,
-            create=True,
-            context=_CONTEXT,
-        )
-    with _reading(directory):
-        return {name: future.result() for name, future in arrays.items()}
-
-
-@contextlib.contextmanager
-def _reading(directory: Path | str) -> Iterator[None]:
-    """TensorStore's errors, which name the file, as what to do."""
-    try:
-        yield
-    except ValueError as error:
-        problem = str(error).splitlines()[0]
-        raise UserError(
-            f"The activation store {directory} cannot be read ({problem}); if it is damaged, "
-            "delete that folder and run the same command again, which captures it anew."
-        ) from None
-
-
-def kvstore(directory: Path | str) -> Any:
-    """Where TensorStore finds a folder: on disk, or at an address such as `gs://bucket/folder`."""
-    if "://" in str(directory):
-        return f"{directory}/"
-    return {"driver": "file", "path": f"{directory}/"}
-
-
 def _read_state(directory: Path | str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
     """The store's progress, if it holds what is wanted; None where there is no store yet."""
     try:
-        found = ts.KvStore.open(kvstore(directory), context=_CONTEXT).result().read("store.json")
+        found = ts.KvStore.open(kvstore(directory), context=CONTEXT).result().read("store.json")
         if found.result().state == "missing":
             return None
         state = json.loads(found.result().value)
@@ -648,7 +511,7 @@ def _short(value: Any) -> str:
 
 def _write_state(directory: Path | str, holds: Mapping[str, Any], done: Mapping[str, Any]) -> None:
     text = json.dumps({"holds": holds, "done": done}, indent=2) + "\n"
-    folder = ts.KvStore.open(kvstore(directory), context=_CONTEXT).result()
+    folder = ts.KvStore.open(kvstore(directory), context=CONTEXT).result()
     try:
         folder.write("store.json", text.encode()).result()
     except ValueError as error:

@@ -15,7 +15,7 @@ from sae_toys import CHUNK, language_model, text_rows
 
 from emojax.errors import UserError
 from emojax.lm.capture import Tap
-from emojax.sae import store
+from emojax.sae import store, store_arrays
 
 FOLDER, HOW = Path(sys.argv[1]), sys.argv[2]
 BALLAST = FOLDER / "ballast"
@@ -36,18 +36,18 @@ def limit() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (CHUNK * 16, CHUNK * 16))
 
 
-write = store._write
+write = store_arrays.write
 
 
 def writing(arrays, columns, start):
-    if start == 2 * store.SHARD_CHUNKS * CHUNK:
+    if start == 2 * store_arrays.SHARD_CHUNKS * CHUNK:
         {"filled": fill, "limited": limit, "roomy": lambda: None}[HOW]()
     write(arrays, columns, start)
 
 
 rows = {"train": text_rows(600), "heldout": text_rows(40, seed=1)}
-store.SHARD_CHUNKS = 4
-store._write = writing
+store_arrays.SHARD_CHUNKS = 4
+store_arrays.write = writing
 try:
     store.capture(
         language_model(), Tap(1), rows, FOLDER / "store", limit_gib=1.0, chunk_tokens=CHUNK

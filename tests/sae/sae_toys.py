@@ -22,7 +22,7 @@ from emojax.lm import decoder, sharding
 from emojax.lm.capture import Tap
 from emojax.lm.config import DecoderConfig, Rope
 from emojax.lm.model import LanguageModel
-from emojax.sae import pipeline, store
+from emojax.sae import pipeline, store, store_arrays
 from emojax.sae import state as states
 from emojax.sae.coder import SaeConfig
 from emojax.sae.corpus import Rows
@@ -68,13 +68,13 @@ def split_of(
     """Raw activations as a stored split."""
     sites = {"0.in": x} | ({} if target is None else {"0.out": target})
     widths = {name: raw.shape[1] for name, raw in sites.items()}
-    arrays = store._arrays(str(directory), widths, len(x), CHUNK, 4 * CHUNK)
+    arrays = store_arrays.opened(str(directory), widths, len(x), CHUNK, 4 * CHUNK)
     zeros = np.zeros(len(x), np.int32)
-    columns = dict.fromkeys(store.COLUMNS, zeros)
+    columns = dict.fromkeys(store_arrays.COLUMNS, zeros)
     columns["languages"] = zeros if languages is None else languages
     for name, raw in sites.items():
         columns[f"{name}/values"], columns[f"{name}/norms"] = store._split_norm(raw)
-    store._write(arrays, columns, 0)
+    store_arrays.write(arrays, columns, 0)
     held = Store({"all": arrays}, {"all": len(x)}, ("en", "zh"), CHUNK, str(directory))
     return held.splits(Tap(0, "in"), None if target is None else Tap(0, "out"))["all"]
 

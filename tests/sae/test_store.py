@@ -15,7 +15,7 @@ from sae_toys import CHUNK, activations, language_model, load, split_of, text_ro
 
 from emojax.errors import UserError
 from emojax.lm.capture import Tap, capture
-from emojax.sae import store
+from emojax.sae import store, store_arrays
 from emojax.sae.corpus import Rows
 
 TAP = Tap(1)
@@ -43,7 +43,7 @@ SHARD = 4 * CHUNK
 @pytest.fixture(autouse=True, scope="module")
 def small_shards():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "SHARD_CHUNKS", SHARD // CHUNK)
+        patch.setattr(store_arrays, "SHARD_CHUNKS", SHARD // CHUNK)
         yield
 
 
@@ -56,7 +56,7 @@ def captured(lm, rows, tmp_path_factory):
 def same(one: store.Split, other: store.Split) -> None:
     assert one.tokens == other.tokens
     a, b = one.read(0, one.tokens), other.read(0, other.tokens)
-    for name in (*store.COLUMNS, *store.TAP_COLUMNS):
+    for name in (*store_arrays.COLUMNS, *store_arrays.TAP_COLUMNS):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
@@ -111,8 +111,8 @@ def test_a_capture_stopped_by_a_signal_goes_on_and_is_the_same(
     # What was captured is kept, though a shard and a segment are begun.
     assert before["tokens"] < before["written"] < whole["train"].tokens
     assert before["written"] % SHARD
-    new, write = [], store._write
-    monkeypatch.setattr(store, "_write", lambda *given: new.append(given[2]) or write(*given))
+    new, write = [], store_arrays.write
+    monkeypatch.setattr(store_arrays, "write", lambda *given: new.append(given[2]) or write(*given))
     again = store.capture(lm, TAP, rows, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
     assert new[0] == before["written"] // SHARD * SHARD
     for name in whole:
@@ -143,8 +143,10 @@ def test_a_capture_that_was_killed_goes_on_behind_its_last_whole_shard(
 
 
 def test_arrays_are_few_objects_each_written_once(lm, rows, captured, tmp_path, monkeypatch):
-    written, write = [], store._write
-    monkeypatch.setattr(store, "_write", lambda *given: written.append(given[2]) or write(*given))
+    written, write = [], store_arrays.write
+    monkeypatch.setattr(
+        store_arrays, "write", lambda *given: written.append(given[2]) or write(*given)
+    )
     store.capture(lm, TAP, {"train": rows["train"]}, tmp_path, limit_gib=1.0, chunk_tokens=CHUNK)
     shards = -(-captured[0]["train"].tokens // SHARD)
     assert written == [SHARD * n for n in range(shards)]
@@ -174,8 +176,10 @@ def test_a_store_of_format_2_is_read_and_gone_on_with(lm, rows, captured, tmp_pa
     tokens = sum(len(row) - 1 for row in rows["train"].tokens[: store.SEGMENT_ROWS])
     done["train"] = {"rows": store.SEGMENT_ROWS, "tokens": tokens}
     store._write_state(tmp_path, begun, done)
-    written, write = [], store._write
-    monkeypatch.setattr(store, "_write", lambda *given: written.append(given[2]) or write(*given))
+    written, write = [], store_arrays.write
+    monkeypatch.setattr(
+        store_arrays, "write", lambda *given: written.append(given[2]) or write(*given)
+    )
     capture()
     assert written[0] == tokens // CHUNK * CHUNK
     store._write_state(tmp_path, begun | {"format": 1}, done)
@@ -391,5 +395,5 @@ def test_a_store_at_an_address_is_one_on_disk(lm, rows, captured):
         same(found["heldout"], captured[0]["heldout"])
     with pytest.raises(UserError, match="another taps"):
         store.capture(lm, Tap(0), small, place, limit_gib=1.0, chunk_tokens=CHUNK)
-    spec = ts.KvStore.Spec(store.kvstore("gs://bucket/folder")).to_json()
+    spec = ts.KvStore.Spec(store_arrays.kvstore("gs://bucket/folder")).to_json()
     assert spec == {"driver": "gcs", "bucket": "bucket", "path": "folder/"}
