@@ -5,7 +5,7 @@ from functools import partial
 
 import jax
 
-from emojax.lm import generate
+from emojax.lm import decoder, generate
 from emojax.lm.generate import DEFAULT, GenerateSettings
 from emojax.lm.intervene import Intervention
 from emojax.lm.model import LanguageModel
@@ -32,7 +32,8 @@ def stream(
       UserError: as `generate`.
     """
     tokens, mask, room, run = generate.begin(lm, [prompt], settings, interventions, None)
-    state = _first(lm.config, room, lm.params, tokens, mask, run)
+    step_params = decoder.by_layer(lm.params)
+    state = _first(lm.config, room, lm.params, step_params, tokens, mask, run)
     written: list[int] = []
     shown = ""
     while True:
@@ -44,6 +45,6 @@ def stream(
             shown = text
         if len(written) == settings.max_new_tokens or bool(state.done[0]):
             break
-        state = _write(lm.config, lm.params, mask, run, state)
+        state = _write(lm.config, step_params, mask, run, state)
     if rest := lm.tokenizer.decode(written, skip_special_tokens=True)[len(shown) :]:
         yield rest
