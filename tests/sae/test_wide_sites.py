@@ -1,6 +1,7 @@
 """A dictionary of a site that is not as wide as the residual stream."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -26,18 +27,19 @@ def lm():
 def test_a_dictionary_of_the_mlp_s_units_is_trained_measured_and_read(lm, tmp_path, monkeypatch):
     """Of a model in bfloat16, which its record and its store say."""
     monkeypatch.setattr(sources, "load", load)
-    wide = override(CONFIG, ["sae.site=mlp_hidden", "sae.layer=1"])
-    with pytest.raises(UserError, match=r"mlp_hidden of toy is 32 wide; set sae\.d_model=32"):
-        pipeline._check_fits(wide.sae, lm)
-    short = ["train.epochs=1", "data.tokens=3000", "activations.model_dtype=bfloat16"]
-    found = pipeline.run(
-        override(wide, [f"sae.d_model={D_FF}", *short]),
-        corpora(tmp_path),
+    wide = ["sae.site=mlp_hidden", "sae.layer=1", "activations.model_dtype=bfloat16"]
+    short = override(CONFIG, [*wide, "train.epochs=1", "data.tokens=3000"])
+    run = functools.partial(
+        pipeline.run,
+        corpora=corpora(tmp_path),
         out=tmp_path / "out",
         artefact=tmp_path / "artefact",
         store_dir=tmp_path / "store",
         command="…",
     )
+    with pytest.raises(UserError, match=r"mlp_hidden of toy is 32 wide; set sae\.d_model=32"):
+        run(short)
+    found = run(override(short, [f"sae.d_model={D_FF}"]))
     fvu = [found[name]["fvu"]["unit_norm"]["all"] for name in ("trained", "untrained")]
     assert fvu[0] < fvu[1]
     for language in found[
