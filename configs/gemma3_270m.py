@@ -42,6 +42,6 @@ CONFIG = Config(
     sae=SaeConfig(
         d_model=640, n_latents=4096, k=64, model="gemma-3-270m", layer=9, site="resid_post"
     ),
-    data=DataConfig(tokens=1_000_000),
-    train=TrainConfig(epochs=6, batch_tokens=512, learning_rate=1e-3),
+    data=DataConfig(tokens=2_000_000),
+    train=TrainConfig(epochs=3, batch_tokens=512, learning_rate=1e-3),
 )

@@ -266,13 +266,19 @@ def random(config: SaeConfig, found: Batch) -> SparseAutoencoder:
     """A stronger control: random rows that are spread as the activations are (same covariance).
 
     Random dictionaries can rival trained ones ("Sanity checks for sparse autoencoders",
-    arXiv:2602.14111); one that knows the second moments is the hardest to beat. Tied, TopK.
+    arXiv:2602.14111). Tied, TopK. Rows that point the same way add up to many times what they are
+    to make, so that the encoder's are shrunk by the number that leaves least of the sample.
     """
     start = untrained(config, found)
-    x = scaled(config, jnp.asarray(scales_of(config, found)), found)[1]
+    scales = scales_of(config, found)
+    x, target = scaled(config, jnp.asarray(scales), found)
     x = x - jnp.mean(x, axis=0)
     # Random mixtures of centred activations have the activations' covariance.
     mixture = jax.random.normal(jax.random.key(config.seed), (config.n_latents, x.shape[0]))
     rows = mixture @ x
     rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
-    return dataclasses.replace(start, w_enc=rows, w_dec=rows)
+    tied = dataclasses.replace(start, w_enc=rows, w_dec=rows)
+    made = coder.decode(tied, coder.encode(tied, jnp.asarray(found.x))) - start.b_dec
+    wanted = target / scales[1] - start.b_dec
+    shrunk = jnp.maximum(jnp.vdot(wanted, made) / jnp.vdot(made, made), 0)
+    return dataclasses.replace(tied, w_enc=shrunk * rows)
