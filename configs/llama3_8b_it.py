@@ -19,7 +19,7 @@ One GPU, the dictionary as configured and the weights in bfloat16, which need ha
 A TPU pod, the same command on every host; 16 v5e devices here, each with an eighth of the latents
 and half of the tokens. Each host captures from a copy of its own, in bfloat16 and split over its
 four devices; run and result go to a bucket, and the corpora lie where all hosts see them
-(`tpu/README.md`):
+(`tpu/README.md`). It was not compiled for this very mesh, which `tpu.compile_check` does:
 
     python -m experiments.train_sae --config configs/llama3_8b_it.py \
       --corpus en=en.txt.gz,zh=zh.txt.gz --distributed \

@@ -3,11 +3,11 @@
 Each stage goes on from what an interrupted run of the same command left behind.
 
 Activations are stored first, and read for every pass; `--set activations.streamed=true` captures
-them while the dictionary is trained, and stores none of them. `--sweep sae.layer=6,9,12 --sweep
-train.seed=0,1` trains a dictionary for each of the six combinations, one after another, from one
-capture of all three layers; each gets a folder of its name in --out and --artefact, and one that is
-finished is not trained again. --out, --artefact and --store may be `gs://` addresses (extra `gcs`),
-which all hosts of a pod see.
+them while the dictionary is trained, and stores only those of held-out text. `--sweep
+sae.layer=6,9,12 --sweep train.seed=0,1` trains a dictionary for each of the six combinations, one
+after another, from one capture of all three layers; each gets a folder of its name in --out and
+--artefact, and one that is finished is not trained again. --out, --artefact and --store may be
+`gs://` addresses (extra `gcs`), which all hosts of a pod see.
 
 The language model is read in float32, or in what `--set activations.model_dtype=bfloat16` says, and
 stands whole on each device that captures unless `activations.model_shards` splits it over several.

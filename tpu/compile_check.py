@@ -3,7 +3,8 @@
     pip install 'jax[tpu]'          # libtpu, 640 MB; no TPU and no network are needed afterwards
     python -m tpu.compile_check --targets v5e-8,v5p-256,v5e-16x2 --models llama31_8b
 
-What is compiled are the programs of a run with streamed activations, each as it is called there:
+What is compiled are the programs that each step of a run with streamed activations calls, as it
+calls them (not what comes before the first and after the last: a sample, held-out text, controls):
 `stream`'s capture and gather, on the devices of one host over which a copy of the language model is
 split (`activations.model_shards`); `mixing`'s draw and put, and the `train_step` of a TopK
 autoencoder, on the trainer's mesh (`data`, `latent`). A target is Cloud TPU's name of a slice with

@@ -157,7 +157,7 @@ def _divergence(
         _states(config, params, tokens, mask, through)
         for through in (lambda site, layer, h: h, visit)
     ]
-    # Of two models.
+    # The logits of two models are held, so half as many tokens.
     return _of_pairs(mask, _in_chunks(_LOGITS // config.vocab_size // 2, chunk, *both))
 
 

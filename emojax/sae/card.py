@@ -49,8 +49,8 @@ No human rating was read.
 ## Held-out measurements
 
 Beside it, controls of the same size with tied encoders and k latents per token: a random one, its
-unit rows spread as the activations are (the same covariance) and its encoder shrunk so that it
-leaves least of a sample, and the untrained one, unit rows in all directions, where training
+unit rows spread as the activations are (the same covariance) and its encoder shrunk so that the
+least of a sample is left, and the untrained one, unit rows in all directions, where training
 started.
 
 {_table(evaluation)}

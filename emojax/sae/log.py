@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,7 @@ class Log:
 
     def __init__(self, directory: Place, step: int):
         self._file = Jsonl(directory, step)
-        self._sinks = list(filter(None, (tensorboard(directory), wandb(directory))))
+        self._sinks = list(filter(None, (tensorboard(directory), wandb(directory, step))))
 
     def __enter__(self) -> "Log":
         return self
@@ -138,8 +139,8 @@ class TensorBoard:
 
 
 def tensorboard(directory: Place) -> TensorBoard | None:
-    """TensorBoard, if the package is installed."""
-    if importlib.util.find_spec("tensorboard") is None:
+    """TensorBoard, if the package is installed and the run's folder is on a disk."""
+    if is_address(directory) or importlib.util.find_spec("tensorboard") is None:
         return None
     summary = importlib.import_module("tensorboard.summary")
     return TensorBoard(summary.Writer(str(directory / "tensorboard")))
@@ -169,14 +170,15 @@ class WeightsAndBiases:
         self._run.finish(exit_code=int(failed))
 
 
-def wandb(directory: Place) -> WeightsAndBiases | None:
+def wandb(directory: Place, step: int) -> WeightsAndBiases | None:
     """Weights & Biases, if the package is installed and one of its variables asks for it.
 
     A sweep trains several dictionaries in one process, each a run of its own. The run's id lies in
-    `<run>/wandb_id`, so that a training that goes on goes on in the same run.
+    `<run>/wandb_id`, so that a training that goes on goes on in the same run; where W&B does not
+    start then, it goes on without.
 
     Raises:
-      UserError: W&B does not start: nobody is logged in, or its server is not there.
+      UserError: W&B does not start at step 0: nobody is logged in, or its server is not there.
     """
     if importlib.util.find_spec("wandb") is None or not any(map(os.environ.get, WANDB)):
         return None
@@ -198,9 +200,12 @@ def wandb(directory: Place) -> WeightsAndBiases | None:
             reinit="create_new",
         )
     except package.Error as error:
-        said = str(error).rstrip(".")
-        raise UserError(
-            f"Weights & Biases does not start ({said}); log in to it, set WANDB_MODE=offline, or "
-            f"unset {', '.join(WANDB)}."
-        ) from None
+        said = (
+            f"Weights & Biases does not start ({str(error).rstrip('.')}); log in to it, set "
+            f"WANDB_MODE=offline, or unset {', '.join(WANDB)}."
+        )
+        if not step:
+            raise UserError(said) from None
+        logging.warning("%s", said)
+        return None
     return WeightsAndBiases(started)

@@ -35,7 +35,7 @@ class Fresh(NamedTuple):
       positions: its number in the row.
     """
 
-    values: Float[Array, "sites tokens d_model"]
+    values: Float[Array, "sites tokens width"]
     norms: Float[Array, "sites tokens"]
     rows: Int[Array, " tokens"]
     positions: Int[Array, " tokens"]
@@ -52,20 +52,20 @@ class Buffer(NamedTuple):
         place in its batch, which says whose text it is of; -1.
     """
 
-    values: Float[Array, "sites tokens depth d_model"]
+    values: Float[Array, "sites tokens depth width"]
     norms: Float[Array, "sites tokens depth"]
     filled: Int[Array, ""]
     fault: Int[Array, "3"]
 
 
-def shapes(mesh: Mesh, sites: int, tokens: int, depth: int, d_model: int, dtype: str) -> Buffer:
+def shapes(mesh: Mesh, sites: int, tokens: int, depth: int, width: int, dtype: str) -> Buffer:
     """What a buffer is, without its numbers."""
 
     def array(shape: tuple[int, ...], kind: str, spec: P) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, kind, sharding=NamedSharding(mesh, spec))
 
     arrays = (
-        array((sites, tokens, depth, d_model), dtype, TOKENS),
+        array((sites, tokens, depth, width), dtype, TOKENS),
         array((sites, tokens, depth), "float32", TOKENS),
         array((), "int32", P()),
         array((3,), "int32", P()),

@@ -237,9 +237,12 @@ def _streamed(config: "Config", lm: LanguageModel, corpora: Sequence[tuple[str, 
 
 def _streamed_text(source: Stream, config: "Config") -> dict[str, Any]:
     """How much text was trained on, and how often: a text may be shorter than what was asked."""
-    own = text_stream.distinct(source.position()["packer"]["text"])
-    there = int(np.sum(multihost_utils.process_allgather(np.array(own))))
-    tokens = min(there, config.data.tokens)
+    asked = config.data.tokens / jax.process_count()
+    own = round(text_stream.distinct(source.position()["packer"]["text"], asked))
+    # In two parts, as devices have integers of 32 bits.
+    parts = multihost_utils.process_allgather(np.array(divmod(own, 2**20), np.int32))
+    high, low = np.reshape(parts, (-1, 2)).sum(axis=0, dtype=np.int64)
+    tokens = min(int(high * 2**20 + low), config.data.tokens)
     passes = config.train.epochs * config.data.tokens / tokens
     return {"tokens": {"train": tokens}, "passes": passes}
 

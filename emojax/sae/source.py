@@ -41,7 +41,11 @@ class Source(Protocol):
     def batches(
         self, batch_tokens: int, seed: int, first_step: int = 0
     ) -> Generator[Batch, None, None]:
-        """Endless batches, the first of them for `first_step`."""
+        """Endless batches, the first of them for `first_step`.
+
+        Raises:
+          UserError: there are no more; state and position are then still those after the last.
+        """
         ...
 
     def like(self) -> Any:

@@ -159,14 +159,14 @@ class Split:
     def _batches(self, batch_tokens: int, seed: int, first_step: int) -> Iterator[Batch]:
         buffers = self._buffers_from(batch_tokens, seed, first_step)
         upcoming = next(buffers)
-        reading = self._read_chunks(upcoming[0])
+        under_way = self._read_chunks(upcoming[0])
         while True:
             _, order, first, n = upcoming
-            columns = [np.concatenate([self._came(f) for f in column]) for column in reading]
+            columns = [np.concatenate([self._came(f) for f in column]) for column in under_way]
             pairs = list(zip(columns[::2], columns[1::2], strict=True))
             # The next buffer, the next pass's too, is read while this one is trained on.
             upcoming = next(buffers)
-            reading = self._read_chunks(upcoming[0])
+            under_way = self._read_chunks(upcoming[0])
             for j in range(first, n):
                 chosen = order[j * batch_tokens : (j + 1) * batch_tokens]
                 yield Batch(*(values[chosen] * norms[chosen, None] for values, norms in pairs))
@@ -371,8 +371,11 @@ def capture_taps(
             )
         if local:
             require_room(Path(directory), size)
+        # What is gone on with is captured in the same batches, so that its tokens lie in one order.
+        wanted["batch_tokens"] = batch_tokens
         wanted["shard_tokens"] = store_arrays.shard_size(max(widths), chunk_tokens)
         _write_state(directory, wanted, done)
+    batch_tokens = wanted.get("batch_tokens", batch_tokens)
     shard_tokens = wanted.get("shard_tokens")
     named = (name.split(".") for name in wanted["taps"])
     held = {f"{layer}.{site}": Tap(int(layer), site) for layer, site in named}

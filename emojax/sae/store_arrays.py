@@ -103,8 +103,8 @@ def write(arrays: Mapping[str, Any], columns: Mapping[str, np.ndarray], start: i
             future.result()
     except ValueError as error:
         raise UserError(
-            f"The activations could not be written ({error}); free room on the disk and run again: "
-            "what was captured before is kept."
+            f"The activations could not be written ({error}); mend that (free room on a full disk) "
+            "and run again: what was captured before is kept."
         ) from None
 
 

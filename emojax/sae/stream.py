@@ -120,7 +120,7 @@ def own_mesh(mesh: Mesh, model_shards: int) -> Mesh:
 
 
 class Stream:
-    """A source of batches for the trainer; see `trainer.Source`."""
+    """A source of batches for the trainer; see `source.Source`."""
 
     def __init__(
         self,

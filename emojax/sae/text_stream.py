@@ -303,10 +303,15 @@ class Rows:
             pipeline.set_state(_with_tuples(where))
 
 
-def distinct(state: Mapping[str, Any]) -> int:
-    """How many tokens of `Rows` in this state were none that it had given before."""
-    both = zip(state["ends"], state["spent"], strict=True)
-    return sum(ends[0] if ends else spent for ends, spent in both)
+def distinct(state: Mapping[str, Any], asked: float) -> float:
+    """How many of the tokens that a host is asked for in a pass its text has.
+
+    Args:
+      state: of its `Rows`.
+      asked: tokens of a pass; a corpus that did not begin again has given its share of them.
+    """
+    parts = zip(state["ends"], state["settings"]["shares"], strict=True)
+    return sum(min(ends[0], asked * share) if ends else asked * share for ends, share in parts)
 
 
 def _settings(

@@ -73,11 +73,11 @@ def train(
     rate = schedule.learning_rate(settings, config.n_latents, steps)
     like = Saved(states.like(config, settings, mesh), source.like())
     require_room(directory, (settings.keep + 2) * _bytes(like))
-    if resolved is not None and first_process:
-        with atomic(directory / "config.json") as partial:
-            partial.write_text(json.dumps(resolved, indent=2) + "\n")
     with Checkpoints(directory / "checkpoints", settings.keep) as checkpoints:
         state = _begun(config, settings, source, mesh, checkpoints, like)
+        if resolved is not None and first_process:
+            with atomic(directory / "config.json") as partial:
+                partial.write_text(json.dumps(resolved, indent=2) + "\n")
         first = int(state.step)
         if first and first_process:
             logging.warning("The run in %s goes on after step %d of %d.", directory, first, steps)

@@ -124,7 +124,7 @@ def test_languages_without_a_corpus_are_refused(lm, texts):
 def test_a_bad_corpus_is_refused_before_the_model_is_loaded(
     monkeypatch, tmp_path, language, content, said
 ):
-    def load(name):
+    def load(*_, **__):
         pytest.fail("the model is loaded")
 
     monkeypatch.setattr(sources, "load", load)

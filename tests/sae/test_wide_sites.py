@@ -6,14 +6,14 @@ import json
 
 import numpy as np
 import pytest
-from sae_toys import STREAM, TRAIN, D, corpora, language_model, load, streamed, text_rows
+from sae_toys import STREAM, TRAIN, D, corpora, language_model, load, streamed, text_rows, train_one
 from test_pipeline import CONFIG
 
 from emojax.config import override
 from emojax.errors import UserError
 from emojax.lm import sources
 from emojax.lm.capture import Tap, capture
-from emojax.sae import artefact, pipeline, store
+from emojax.sae import artefact, store
 
 WIDE = Tap(1, "mlp_hidden")
 D_FF = 32
@@ -30,21 +30,19 @@ def test_a_dictionary_of_the_mlp_s_units_is_trained_measured_and_read(lm, tmp_pa
     wide = ["sae.site=mlp_hidden", "sae.layer=1", "activations.model_dtype=bfloat16"]
     short = override(CONFIG, [*wide, "train.epochs=1", "data.tokens=3000"])
     run = functools.partial(
-        pipeline.run,
+        train_one,
         corpora=corpora(tmp_path),
         out=tmp_path / "out",
         artefact=tmp_path / "artefact",
         store_dir=tmp_path / "store",
-        command="…",
     )
     with pytest.raises(UserError, match=r"mlp_hidden of toy is 32 wide; set sae\.d_model=32"):
         run(short)
     found = run(override(short, [f"sae.d_model={D_FF}"]))
     fvu = [found[name]["fvu"]["unit_norm"]["all"] for name in ("trained", "untrained")]
     assert fvu[0] < fvu[1]
-    for language in found[
-        "loss"
-    ].values():  # spliced in where it reads, in front of the last matrix
+    # Spliced in where it reads, in front of the last matrix.
+    for language in found["loss"].values():
         losses = language["cross_entropy"]
         assert len({losses[name] for name in ("clean", "zero_ablated", "mean_ablated")}) == 3
         assert language["kl"]["trained"] < language["kl"]["zero_ablated"]

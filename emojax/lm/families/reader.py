@@ -219,7 +219,7 @@ class Reader:
             # Equation 22 of the paper: 0.1 ln(factor) + 1. DeepSeek's models divide two of them, as
             # `transformers` does where both are given; one alone says nothing there.
             scales = [values.pop(scale, None) for scale in ("mscale", "mscale_all_dim")]
-            over, under = scales if None not in scales else (1.0, 0.0)
+            over, under = scales if all(scales) else (1.0, 0.0)
             stretch = 0.1 * math.log(max(values["factor"], 1.0))
             values.setdefault("attention_factor", (over * stretch + 1.0) / (under * stretch + 1.0))
             values["truncate"] = self._flag(f"{name}.truncate", left.pop("truncate", True))
