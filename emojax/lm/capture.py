@@ -221,7 +221,6 @@ def _passes(
 ) -> Iterator[tuple[Batch, dict[Tap, Array]]]:
     """Each batch with what the taps read; the next one is under way while one is looked at."""
     under_way: tuple[Batch, dict[Tap, Array]] | None = None
-    params = decoder.by_layer(lm.params)  # once for all batches
     with tqdm(
         total=sum(map(len, rows)), desc=label, unit="token", unit_scale=True, disable=label is None
     ) as bar:
@@ -235,7 +234,7 @@ def _passes(
                 batch.mask.sum(axis=1),
                 batch.mask.shape[1],
             )
-            read = _dispatch(lm.config, params, batch.tokens, batch.mask, taps, prepared)
+            read = _dispatch(lm.config, lm.params, batch.tokens, batch.mask, taps, prepared)
             if under_way is not None:
                 bar.update(int(under_way[0].mask.sum()))
                 yield under_way
@@ -259,9 +258,7 @@ def _dispatch(
         layers.setdefault(tap.site, []).append(tap.layer)
     wanted = {site: np.array(layers[site], np.int32) for site in sorted(layers)}
     interventions, (spread, real) = sharding.spread(params, interventions, tokens, mask)
-    params = decoder.by_layer(params)
-    run = _capture_by_layer if isinstance(params["layers"], tuple) else _capture
-    read = run(config, params, spread, real, wanted, interventions)
+    read = _capture(config, params, spread, real, wanted, interventions)
     batch = np.shape(tokens)[0]
     return {tap: read[tap.site][layers[tap.site].index(tap.layer), :batch] for tap in taps}
 
@@ -301,28 +298,6 @@ def _capture(
         stop = jnp.max(jnp.concatenate(list(wanted.values()))) + 1
         states = decoder.loop_layers(params, states, stop, step)
     return _end(config, params, mask, wanted, interventions, states)
-
-
-def _capture_by_layer(
-    config: DecoderConfig,
-    params: decoder.Params,
-    tokens: Int[Array, "batch time"],
-    mask: Bool[Array, "batch time"],
-    wanted: _Wanted,
-    interventions: tuple[Prepared, ...],
-) -> dict[str, Float[Array, "_ batch time _"]]:
-    """As `_capture`, layers apart (`decoder.by_layer`): one is compiled, and called for each.
-
-    A call's temporary memory is that of one part, which the C library hands out again; tens of
-    megabytes it would take from the system anew for every call, page by page.
-    """
-    apart = {name: leaf for name, leaf in params.items() if name != "layers"}
-    parts, states = _begin_alone(config, apart, tokens, mask, wanted, interventions)
-    last = max(int(layers[-1]) for layers in wanted.values())
-    for layer, p in params["layers"][: last + 1]:
-        pairs = zip(parts, states, strict=True)
-        states = [_through_alone(config, wanted, layer, p, part, state) for part, state in pairs]
-    return _end_alone(config, apart, mask, wanted, interventions, states)
 
 
 def _begin(
@@ -391,11 +366,6 @@ def _end(
         h = intervene.apply(interventions, "final_norm", last, h, positions, prompt)
         kept["final_norm"] = h[None]
     return kept
-
-
-_begin_alone = partial(jax.jit, static_argnums=0)(_begin)
-_through_alone = partial(jax.jit, static_argnums=0, donate_argnums=5)(_through)
-_end_alone = partial(jax.jit, static_argnums=0)(_end)
 
 
 def _parts(batch: int, time: int) -> list[slice]:

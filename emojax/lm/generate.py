@@ -18,7 +18,7 @@ from emojax.lm.batching import check_rows, pad, padded_length
 from emojax.lm.config import DecoderConfig
 from emojax.lm.intervene import Intervention, Prepared
 from emojax.lm.intervention_checks import prepare
-from emojax.lm.kv_cache import Cache, CacheByLayer
+from emojax.lm.kv_cache import Cache
 from emojax.lm.model import LanguageModel
 from emojax.lm.sampling import Sampling, sample
 from emojax.lm.text import Prompts, prompt_rows
@@ -230,7 +230,7 @@ class State(NamedTuple):
     logprobs: Float[Array, "batch room"]
     done: Bool[Array, " batch"]
     counts: Int[Array, " batch"]
-    cache: Cache | CacheByLayer
+    cache: Cache
 
 
 def prefill(
@@ -272,13 +272,10 @@ def decode_step(
     params: decoder.Params,
     tokens: Int[Array, " batch"],
     slots: int,
-    cache: Cache | CacheByLayer,
+    cache: Cache,
     interventions: tuple[Prepared, ...] = (),
-) -> tuple[Float[Array, "batch d_model"], Cache | CacheByLayer]:
-    """Reads one more token per row into the cache, made with `slots`; else as `prefill`.
-
-    Where the layers are apart, so is the cache (`kv_cache.by_layer`).
-    """
+) -> tuple[Float[Array, "batch d_model"], Cache]:
+    """Reads one more token per row into the cache, made with `slots`; else as `prefill`."""
     used, lengths = cache.used + 1, cache.lengths + 1
     key_positions = jnp.arange(slots) - used + lengths[:, None]
     key_mask = (key_positions >= 0) & (jnp.arange(slots) < used)
@@ -295,18 +292,18 @@ def _through_layers(
     config: DecoderConfig,
     params: decoder.Params,
     h: Float[Array, "batch time d_model"],
-    cache: Cache | CacheByLayer,
+    cache: Cache,
     slots: int,
     context: decoder.Context,
     generated: Bool[Array, "batch time"],
     interventions: tuple[Prepared, ...],
-) -> tuple[Float[Array, "batch time d_model"], Any]:
+) -> tuple[Float[Array, "batch time d_model"], Cache]:
     """All layers; new keys go to the cache, and if they are not all of `slots` come from there."""
 
     def visit(site: str, layer: Array, h: Array) -> Array:
         return intervene.apply(interventions, site, layer, h, context.positions, generated)
 
-    def step(layer: Array, p: decoder.Params, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+    def step(layer: Array, p: decoder.Params, carry: tuple[Array, Cache]) -> tuple[Array, Cache]:
         h, cache = carry
         kept = cache
 
@@ -338,20 +335,13 @@ def first(
     config: DecoderConfig,
     room: int,
     params: decoder.Params,
-    step_params: decoder.Params,
     prompts: Int[Array, "batch time"],
     mask: Bool[Array, "batch time"],
     run: Run,
 ) -> State:
-    """The prompts, padded on the right, and the first new token, with room for more.
-
-    The prompts go through `params`; the steps, which are many, go through the same as `by_layer`
-    (`step_params`), and the cache is made for them.
-    """
+    """The prompts, padded on the right, and the first new token, with room for more."""
     batch, time = prompts.shape
     h, cache = prefill(config, params, prompts, mask, time + room, run.interventions)
-    if isinstance(step_params["layers"], tuple):
-        cache = kv_cache.by_layer(config, cache)
     state = State(
         step=jnp.asarray(0),
         token=jnp.zeros(batch, jnp.int32),
@@ -415,7 +405,10 @@ def _generate(
     max_new: Int[Array, ""],
     run: Run,
 ) -> tuple[Int[Array, "batch room"], Float[Array, "batch room"], Int[Array, " batch"]]:
-    """New tokens, their log-probabilities, and how many of them each row has; params as `first`."""
+    """New tokens, their log-probabilities, and how many of them each row has.
+
+    The prompts go through `params`; the steps, which are many, through the same as `by_layer`.
+    """
 
     def go_on(state: State) -> Bool[Array, ""]:
         return (state.step < max_new) & ~jnp.all(state.done)
@@ -423,6 +416,6 @@ def _generate(
     state = lax.while_loop(
         go_on,
         partial(write, config, step_params, mask, run),
-        first(config, room, params, step_params, prompts, mask, run),
+        first(config, room, params, prompts, mask, run),
     )
     return state.tokens[:, prompts.shape[1] :], state.logprobs, state.counts

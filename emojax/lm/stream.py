@@ -33,7 +33,7 @@ def stream(
     """
     tokens, mask, room, run = generate.begin(lm, [prompt], settings, interventions, None)
     step_params = decoder.by_layer(lm.params)
-    state = _first(lm.config, room, lm.params, step_params, tokens, mask, run)
+    state = _first(lm.config, room, lm.params, tokens, mask, run)
     written: list[int] = []
     shown = ""
     while True:

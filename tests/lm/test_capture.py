@@ -28,19 +28,8 @@ def every_site(config, params, tokens, mask):
     return found
 
 
-@pytest.fixture(params=["one by one", "in a loop"])
-def layers(request, monkeypatch):
-    """How layers are gone through: as on one CPU, or as elsewhere. Says how much was compiled."""
-    if request.param == "one by one":
-        jitted = (capturing._begin_alone, capturing._through_alone, capturing._end_alone)
-    else:
-        monkeypatch.setattr(decoder, "by_layer", lambda params: params)
-        jitted = (capturing._capture,)
-    return lambda: [function._cache_size() for function in jitted]
-
-
 @pytest.mark.parametrize("name", ["gemma3", "llama_mha"])
-def test_every_site_of_every_layer(name, layers):
+def test_every_site_of_every_layer(name):
     config, params = tiny(name)
     tokens, mask = ragged(config, 3, 12, "left")
     expected = every_site(config, params, tokens, mask)
@@ -65,14 +54,8 @@ def test_every_site_of_every_layer(name, layers):
             np.testing.assert_allclose(found["mlp_hidden"] @ p["down"], found["mlp_out"], atol=1e-5)
 
 
-def forget():
-    """Lets `_parts` be asked again."""
-    capturing._capture.clear_cache()
-    capturing._begin_alone.clear_cache()
-
-
 @pytest.mark.parametrize("at_once", [2, 4])
-def test_rows_may_go_through_a_layer_in_parts(at_once, monkeypatch, layers):
+def test_rows_may_go_through_a_layer_in_parts(at_once, monkeypatch):
     config, params = tiny("gemma3")
     tokens, mask = ragged(config, 6, 9, "right")
     vectors = np.random.default_rng(0).normal(size=(6, config.d_model))
@@ -94,9 +77,9 @@ def test_rows_may_go_through_a_layer_in_parts(at_once, monkeypatch, layers):
     whole = capture(config, params, tokens, mask, taps, edits)
     parts = [slice(i, i + at_once) for i in range(0, 6, at_once)]
     monkeypatch.setattr(capturing, "_parts", lambda batch, time: parts)
-    forget()
+    capturing._capture.clear_cache()
     found = capture(config, params, tokens, mask, taps, edits)
-    forget()
+    capturing._capture.clear_cache()
     for tap in taps:
         np.testing.assert_allclose(found[tap][mask], whole[tap][mask], atol=2e-5)
 
@@ -111,18 +94,18 @@ def test_parts_are_few_and_all_of_the_batch():
             assert size * time <= 512 or size in (1, -(-batch // 8))
 
 
-def test_other_layers_do_not_compile_again(layers):
+def test_other_layers_do_not_compile_again():
     config, params = tiny("gemma3")
     tokens, mask = ragged(config, 2, 11, "right")
     capture(config, params, tokens, mask, [Tap(0), Tap(2, "resid_mid")])
-    before = layers()
+    before = capturing._capture._cache_size()
     for a, b in ((1, 0), (3, 3), (2, 1)):
         capture(config, params, tokens, mask, [Tap(b, "resid_mid"), Tap(a)])
-    assert layers() == before and min(before) > 0
+    assert capturing._capture._cache_size() == before > 0
     wide = [[Tap(i, "z") for i in layers] for layers in ((0, 1), (3, 1), (2, 3))]
     for taps in wide:
         capture(config, params, tokens, mask, taps)
-    assert layers() == [size + 1 for size in before]
+    assert capturing._capture._cache_size() == before + 1
 
 
 def test_memory_does_not_grow_with_depth():
@@ -392,8 +375,7 @@ def test_a_pass_runs_no_layer_after_the_last_one_asked_for(parts, monkeypatch):
 
     monkeypatch.setattr(decoder, "block", counted)
     monkeypatch.setattr(capturing, "_parts", lambda batch, time: rows)
-    for jitted in (capturing._capture, capturing._begin_alone, capturing._through_alone):
-        jitted.clear_cache()
+    capturing._capture.clear_cache()
     without = {name: array for name, array in params.items() if name != "unembed"}
     for taps in ([Tap(1)], [Tap(0)], [Tap(2)], [Tap(3)], [Tap(2), Tap(0)]):
         run.clear()
@@ -401,5 +383,4 @@ def test_a_pass_runs_no_layer_after_the_last_one_asked_for(parts, monkeypatch):
         jax.effects_barrier()
         last = max(tap.layer for tap in taps)
         assert sorted(run) == sorted(list(range(last + 1)) * parts), taps
-    for jitted in (capturing._capture, capturing._begin_alone, capturing._through_alone):
-        jitted.clear_cache()
+    capturing._capture.clear_cache()

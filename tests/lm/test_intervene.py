@@ -245,11 +245,11 @@ def test_what_changes_nothing_is_bit_identical_in_parts(monkeypatch):
     taps = [Tap(1), Tap(3, "final_norm")]
     rows = [slice(i, i + 1) for i in range(BATCH)]
     monkeypatch.setattr(capturing, "_parts", lambda batch, time: rows)
-    capturing._begin_alone.clear_cache()
+    capturing._capture.clear_cache()
     before = read((), taps)
     every = no_ops_of_sites("gemma3") | NO_OPS
     after = read([every[why] for why in ("at mlp_hidden", "strength 0", "silent latents")], taps)
-    capturing._begin_alone.clear_cache()
+    capturing._capture.clear_cache()
     for tap in taps:
         np.testing.assert_array_equal(after[tap], before[tap])
 
@@ -294,7 +294,7 @@ def test_several_act_in_their_order():
 
 def test_changing_an_intervention_does_not_compile_again():
     read([intervene.direction("add", VECTOR, **at())])
-    before = capturing._through_alone._cache_size()
+    before = capturing._capture._cache_size()
     for other in (
         intervene.direction("project_out", PER_ROW, layer=3, strength=np.ones(3)),
         intervene.direction("set", VECTOR, layer=0, positions=(1, 2), phase="prompt"),
@@ -303,15 +303,15 @@ def test_changing_an_intervention_does_not_compile_again():
         intervene.direction("add", VECTOR, layer=2, positions=np.arange(7) % 2 == 0),
     ):
         read([other])
-    assert capturing._through_alone._cache_size() == before
+    assert capturing._capture._cache_size() == before
     # What is compiled has room for as many positions as the pass: patches differ in none of it.
     sizes = []
     for values in (PER_ROW[:, None], np.ones((BATCH, TIME, WIDTH)), np.ones((4, WIDTH))):
         read([intervene.patch(values, True, layer=2, positions=(0, 1))])
-        sizes.append(capturing._through_alone._cache_size())
+        sizes.append(capturing._capture._cache_size())
     assert sizes == 3 * sizes[:1] and before > 0
     read([intervene.latents("add", 1.0, **SAE, layer=1)])
-    before = capturing._through_alone._cache_size()
+    before = capturing._capture._cache_size()
     read(
         [
             intervene.latents(
@@ -327,7 +327,7 @@ def test_changing_an_intervention_does_not_compile_again():
             )
         ]
     )
-    assert capturing._through_alone._cache_size() == before
+    assert capturing._capture._cache_size() == before
 
 
 def test_gradients_flow_through_vectors_and_latents():
