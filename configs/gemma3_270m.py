@@ -4,8 +4,8 @@ The middle layer's residual stream, as in Gemma Scope (Lieberum et al. 2024, arX
 a width that a laptop can train and a study of 26 emotions can read.
 
 The shipped dictionary, from this folder's top, with the corpora that its model card names, on a
-laptop (two CPU cores: about two hours, most of it capture; Ctrl-C at any time, the same command
-goes on):
+laptop (two CPU cores: about an hour, a little more of it training than capture; Ctrl-C at any time,
+the same command goes on):
 
     python -m experiments.train_sae --config configs/gemma3_270m.py \
       --corpus en=en_novels_pd_30mb.txt.gz,en=goemo_train.tsv,zh=zh_smile_cc0_40mb.txt.gz \
