@@ -260,9 +260,9 @@ def test_text_to_train_on_that_ends_is_read_again_from_its_beginning(lm, places,
     assert "a.parquet" not in caplog.text
     # The text that began again has those of its first pass, the other one its share as yet.
     tokens = sum(token not in (0, BOS) for row in once for token in row)
-    assert text_stream.distinct(one.get_state(), 10**9) == pytest.approx(tokens + 10**8, abs=0.1)
-    assert text_stream.distinct(one.get_state(), 10) == pytest.approx(10)
-    assert text_stream.distinct(rows().get_state(), 10**9) == pytest.approx(10**9)
+    assert text_stream.distinct(one.get_state(), 1e9) == pytest.approx(tokens + 1e8, abs=0.1)
+    assert text_stream.distinct(one.get_state(), 10.0) == pytest.approx(10)
+    assert text_stream.distinct(rows().get_state(), 1e9) == pytest.approx(1e9)
     for place in (5, len(once) + 7, len(seen) - 60):
         again = rows()
         again.set_state(json.loads(json.dumps(states[place])))
