@@ -226,9 +226,9 @@ def by_layer(params: Params) -> Params:
     its products read them; for a step of one token that can cost as much as the products. These are
     arrays of their own inside the stack's memory, so that nothing is copied, and `scan_layers` goes
     through them without a loop. On accelerators, over several devices and under a trace the layers
-    stay stacked; what is apart already stays so.
+    stay stacked.
     """
-    if isinstance(params["layers"], tuple) or not all(map(_on_one_cpu, params["layers"].values())):
+    if not all(map(_on_one_cpu, params["layers"].values())):
         return params
     stacks = {name: np.asarray(stack) for name, stack in params["layers"].items()}
     # The number is data, as it is in a loop: `block` relies on a layer that cannot be foreseen.

@@ -340,7 +340,7 @@ def capture_taps(
       rows: what it reads, by split.
       directory: the store, a folder or a `gs://` address.
       limit_gib: the most that the store may fill.
-      batch_tokens: tokens per forward pass.
+      batch_tokens: tokens per forward pass; a store that was begun keeps its own.
       chunk_tokens: tokens per chunk on the disk.
 
     Raises:
