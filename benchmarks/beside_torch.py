@@ -6,7 +6,6 @@ on a CPU, with as many threads as there are cores; nobody else's measurements ar
 
 import multiprocessing
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -210,7 +209,6 @@ def write(name: str, results: dict) -> None:
     timing.write(
         name,
         {
-            "processor": platform.processor() or platform.machine(),
             "torch": torch.__version__,
             "torch_threads": torch.get_num_threads(),
             "transformers": transformers.__version__,

@@ -21,6 +21,7 @@ import jax
 import psutil
 from absl import flags
 
+from benchmarks import processor
 from emojax import errors, files
 from emojax.errors import UserError
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     report = {
         "config": _CONFIG.value,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+        "machine": f"{processor.name()}, {os.cpu_count()} cores, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "python": platform.python_version(),
         "jax": jax.__version__,

@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 from emojax_kernels.shapes import SPEED, Shape
 
+from benchmarks import processor
 from emojax import files
 from emojax.errors import UserError
 
@@ -298,7 +299,7 @@ def machine() -> dict[str, Any]:
     return {
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
-        "machine": platform.machine(),
+        "machine": processor.name(),
         "cores": os.cpu_count(),
         "clock": clock(jax.default_backend()),
         "python": platform.python_version(),
