@@ -72,6 +72,8 @@ def test_encode_in_bfloat16():
 def test_encode_with_more_survivors_than_room_and_ties():
     """Half of the latents alike: the buffer of 2k overflows and the fallback decides, exactly."""
     x, _, _, _, _ = dictionary(Shape(3, 16, 640, 4))
+    # Sums of whole numbers are exact, in whatever order a processor takes them: ties are ties.
+    x = jnp.round(8 * x)
     w = jnp.ones((640, 16)).at[::2].set(-1)
     got = topk_encode(x, w, jnp.zeros(640), 4, implementation="triton")
     want = topk_encode(x, w, jnp.zeros(640), 4, implementation="reference")
