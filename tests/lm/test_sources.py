@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_gguf
+from huggingface_hub import constants
 
 from emojax import files
 from emojax.errors import UserError
@@ -47,12 +48,11 @@ def test_a_gguf_file_and_its_directory_give_the_same_model(tmp_path: Path, archi
 @pytest.fixture
 def hub(tmp_path: Path, tiny_directory: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A model in a cache of the hub, which itself is out of reach; its name there."""
-    huggingface_hub = pytest.importorskip("huggingface_hub")
     commit = "0123456789abcdef" * 2 + "01234567"
     snapshots = tmp_path / "hub" / "models--someone--tiny" / "snapshots"
     shutil.copytree(tiny_directory, snapshots / commit)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return f"someone/tiny@{commit}"
 
 

@@ -11,6 +11,7 @@ import datasets
 import hub_server
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 from sae_toys import language_model
 
 from emojax.errors import UserError
@@ -96,7 +97,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 
 
 def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"could not be read from the hub .*offline.*HF_TOKEN"):
         corpus.find("en", Path("hf:some/posts"))
 
