@@ -28,8 +28,8 @@ def soft_cap(x: Float[Array, "*shape"], cap: float) -> Float[Array, "*shape"]:
 
 def attend(
     q: Float[Array, "batch time heads head_dim"],
-    k: Float[Array, "batch keys kv_heads head_dim"],
-    v: Float[Array, "batch keys kv_heads head_dim"],
+    k: Float[Array, "batch kv_heads keys head_dim"],
+    v: Float[Array, "batch kv_heads keys head_dim"],
     query_positions: Int[Array, "batch time"],
     key_positions: Int[Array, "batch keys"],
     key_mask: Bool[Array, "batch keys"],
@@ -65,22 +65,22 @@ def attend(
 
 def _attend_block(
     q: Float[Array, "batch time heads head_dim"],
-    k: Float[Array, "batch keys kv_heads head_dim"],
-    v: Float[Array, "batch keys kv_heads head_dim"],
+    k: Float[Array, "batch kv_heads keys head_dim"],
+    v: Float[Array, "batch kv_heads keys head_dim"],
     seen: Bool[Array, "batch time keys"],
     scale: float,
     softcap: float,
 ) -> Float[Array, "batch time heads head_dim"]:
     batch, time, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
+    kv_heads, keys = k.shape[1:3]
     # The query heads of one key head become rows of one matrix: one large product, not several.
     q = q.reshape(batch, time, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
     rows = q.reshape(batch, kv_heads, -1, head_dim) * jnp.asarray(scale, q.dtype)
-    scores = jnp.einsum("bkrh,bskh->bkrs", rows, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, kv_heads, -1, time, k.shape[1])
+    scores = jnp.einsum("bkrh,bksh->bkrs", rows, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, kv_heads, -1, time, keys)
     scores = soft_cap(scores, softcap)
     scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkrs,bskh->bkrh", weights.reshape(batch, kv_heads, -1, k.shape[1]), v)
+    out = jnp.einsum("bkrs,bksh->bkrh", weights.reshape(batch, kv_heads, -1, keys), v)
     out = out.reshape(batch, kv_heads, heads // kv_heads, time, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, head_dim)

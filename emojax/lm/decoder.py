@@ -34,7 +34,7 @@ SITES = (
 
 Params = dict[str, Any]
 Activation = Float[Array, "batch time width"]
-KeysOrValues = Float[Array, "batch keys kv_heads head_dim"]
+KeysOrValues = Float[Array, "batch kv_heads keys head_dim"]
 
 # visit(site, layer, h) is called at every site and returns what the pass goes on with.
 Visit = Callable[[str, Int[Array, ""], Activation], Activation]
@@ -195,7 +195,8 @@ def block(
     if config.ropes:
         which = jnp.asarray(config.rope_of_layer)[layer]
         q, k = (rope.rotate(x, context.cos[which], context.sin[which]) for x in (q, k))
-    keys, values = store(layer, k, v)
+    # A head's keys side by side, as the products of attention read them.
+    keys, values = store(layer, k.swapaxes(1, 2), v.swapaxes(1, 2))
     z = attention.attend(
         q,
         keys,

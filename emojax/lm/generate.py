@@ -310,7 +310,7 @@ def _through_layers(
         def store(layer: Array, k: Array, v: Array) -> tuple[Array, Array]:
             nonlocal kept
             kept = kv_cache.put(config, cache, layer, k, v)
-            return (k, v) if k.shape[1] == slots else kv_cache.get(config, kept, layer, slots)
+            return (k, v) if k.shape[2] == slots else kv_cache.get(config, kept, layer, slots)
 
         h = decoder.block(config, p, layer, h, context, visit, store)
         return h, kept

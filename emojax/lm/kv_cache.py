@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from emojax.lm.config import DecoderConfig
 
-Stored = Float[Array, "layers batch slots kv_heads head_dim"]
-Ring = Float[Array, "ring_layers batch ring_slots kv_heads head_dim"]
-KeysOrValues = Float[Array, "batch keys kv_heads head_dim"]
+Stored = Float[Array, "layers batch kv_heads slots head_dim"]
+Ring = Float[Array, "ring_layers batch kv_heads ring_slots head_dim"]
+KeysOrValues = Float[Array, "batch kv_heads keys head_dim"]
 
 
 class Cache(NamedTuple):
@@ -42,10 +42,9 @@ def empty(
     windows = np.asarray(config.windows)
     largest = int(windows.max())
     in_ring = (windows > 0) & (largest < slots)
-    tail = (config.n_kv_heads, config.head_dim)
 
     def pair(layers: int, slots: int) -> tuple[Array, Array]:
-        shape = (layers, len(lengths), slots, *tail)
+        shape = (layers, len(lengths), config.n_kv_heads, slots, config.head_dim)
         return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
     return Cache(
@@ -80,8 +79,8 @@ def get(
     def one(whole: Stored, ring: Ring) -> KeysOrValues:
         if not len(ring):
             return whole[index]
-        around = -(-slots // ring.shape[2])
-        unrolled = jnp.concatenate([ring[index]] * around, axis=1)[:, :slots]
+        around = -(-slots // ring.shape[3])
+        unrolled = jnp.concatenate([ring[index]] * around, axis=2)[:, :, :slots]
         if not len(whole):
             return unrolled
         return jnp.where(in_ring, unrolled, whole[index])
@@ -106,7 +105,7 @@ def _write(
     wanted: Bool[Array, ""],
 ) -> Stored:
     """Overwrites slots from `slot` on if `wanted`, in place either way."""
-    at = (jnp.minimum(index, len(stored) - 1), 0, slot, 0, 0)
+    at = (jnp.minimum(index, len(stored) - 1), 0, 0, slot, 0)
     old = lax.dynamic_slice(stored, at, (1, *new.shape))
     return lax.dynamic_update_slice(stored, jnp.where(wanted, new[None], old), at)
 
@@ -119,10 +118,10 @@ def _write_ring(
     wanted: Bool[Array, ""],
 ) -> Stored:
     """As `_write`, around the ring; several slots are written only from slot 0 on."""
-    size, time = stored.shape[2], new.shape[1]
+    size, time = stored.shape[3], new.shape[2]
     if time == 1:
         return _write(stored, new, index, slot % size, wanted)
     if time > size:
         # Only the last slots stay; slot s lies at s modulo the size.
-        new = jnp.roll(new[:, -size:], (time - size) % size, axis=1)
+        new = jnp.roll(new[:, :, -size:], (time - size) % size, axis=2)
     return _write(stored, new, index, jnp.zeros_like(slot), wanted)

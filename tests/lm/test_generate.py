@@ -74,8 +74,8 @@ def test_windows_bound_the_memory_of_their_layers():
         return [sum(a.size for a in pair) for pair in (cache.whole, cache.ring)], cache
 
     (whole, ring), cache = numbers(100)
-    assert [a.shape for a in cache.whole] == [(2, 2, 100, 2, 16)] * 2
-    assert [a.shape for a in cache.ring] == [(2, 2, 8, 2, 16)] * 2
+    assert [a.shape for a in cache.whole] == [(2, 2, 2, 100, 16)] * 2
+    assert [a.shape for a in cache.ring] == [(2, 2, 2, 8, 16)] * 2
     assert numbers(10_000)[0] == [100 * whole, ring]
     # Where all slots are within the windows there is nothing to save.
     assert numbers(8)[0] == [2 * whole * 8 // 100, 0]
