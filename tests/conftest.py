@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,6 +7,10 @@ import pytest
 from etils.epath import testing
 
 from emojax import files
+
+# A shell starts what runs in its background with Ctrl-C ignored, and the processes that tests start
+# and interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
