@@ -81,7 +81,9 @@ def test_rows_may_go_through_a_layer_in_parts(at_once, monkeypatch):
     found = capture(config, params, tokens, mask, taps, edits)
     capturing._capture.clear_cache()
     for tap in taps:
-        np.testing.assert_allclose(found[tap][mask], whole[tap][mask], atol=2e-5)
+        expected = whole[tap][mask]
+        # The edits make a residual of up to 50; a processor may round parts of a batch otherwise.
+        np.testing.assert_allclose(found[tap][mask], expected, atol=1e-5 * abs(expected).max())
 
 
 def test_parts_are_few_and_all_of_the_batch():
