@@ -10,7 +10,8 @@ from emojax import files
 
 # A shell starts what runs in its background with Ctrl-C ignored, and the processes that tests start
 # and interrupt would inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -14,17 +14,22 @@ from emojax.lm.config import DecoderConfig
 _LENGTHS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
-def check_rows(config: DecoderConfig, rows: Sequence[Sequence[Any]], room: int = 0) -> None:
+def check_rows(config: DecoderConfig, rows: Sequence[Any], room: int = 0) -> None:
     """Refuses rows that the model cannot read, with `room` more tokens each.
 
     Raises:
-      UserError: a row is empty, a text or too long for the context, or a token is not in the
-        vocabulary.
+      UserError: a row is empty, a text, no row at all or too long for the context, or a token is
+        not in the vocabulary.
     """
     for number, row in enumerate(rows):
         if isinstance(row, str):
             raise UserError(
                 f"Row {number} of the input is a text; give its tokens (text.tokenize)."
+            )
+        if token_ids(row) is None:
+            raise UserError(
+                f"Row {number} of the input is {row!r:.60}, which is no row of token ids; give a "
+                "list of rows, and each as whole numbers."
             )
         if len(row) == 0:
             raise UserError(
@@ -72,6 +77,17 @@ def check_tokens(config: DecoderConfig, tokens: Any, mask: Any) -> None:
         return
     real = np.asarray(mask)
     check_rows(config, [row[m].tolist() for row, m in zip(np.asarray(tokens), real, strict=True)])
+
+
+def token_ids(row: Any) -> list[int] | None:
+    """A row as whole numbers; None where it holds anything else."""
+    try:
+        ids = np.asarray(row)
+    except (TypeError, ValueError):  # nested lists of different lengths, for one
+        return None
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        return None
+    return ids.tolist()
 
 
 class Batch(NamedTuple):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+import operator
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -170,12 +171,7 @@ def begin(
     prepared = prepare(lm.config, interventions, list(map(len, rows)), time + room)
     if seeds is None:
         seeds = [settings.seed + i for i in range(len(rows))]
-    if len(seeds) != len(rows):
-        raise UserError(f"There are {len(seeds)} seeds for {len(rows)} prompts; give one for each.")
-    if outside := [seed for seed in seeds if not 0 <= seed < _SEEDS]:
-        raise UserError(
-            f"A row's seed is {outside[0]}; make every one at least 0 and at most {_SEEDS - 1}."
-        )
+    seeds = checked_seeds(seeds, len(rows))
     stop = lm.config.eos_token_ids if settings.stop_tokens is None else settings.stop_tokens
     # -1 is no token: models without a stop token, or with several, compile alike.
     stops = np.full(-(-max(len(stop), 1) // 8) * 8, -1, np.int32)
@@ -196,6 +192,27 @@ def begin(
         interventions=prepared,
     )
     return tokens, mask, room, run
+
+
+def checked_seeds(seeds: Any, rows: int) -> list[int]:
+    """One seed for each of so many rows.
+
+    Raises:
+      UserError: they are not whole numbers, not as many, or one is not one of 32 bits.
+    """
+    try:
+        found = [operator.index(seed) for seed in seeds]
+    except TypeError:
+        raise UserError(
+            f"The seeds are {seeds!r:.60}; give a whole number for each prompt."
+        ) from None
+    if len(found) != rows:
+        raise UserError(f"There are {len(found)} seeds for {rows} prompts; give one for each.")
+    if outside := [seed for seed in found if not 0 <= seed < _SEEDS]:
+        raise UserError(
+            f"A row's seed is {outside[0]}; make every one at least 0 and at most {_SEEDS - 1}."
+        )
+    return found
 
 
 def _check_settings(config: DecoderConfig, settings: Any) -> None:

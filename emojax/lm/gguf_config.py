@@ -245,6 +245,11 @@ def hf_config(source: Gguf) -> dict[str, Any]:
     Raises:
       UserError: the architecture or an attribute of it is not supported or missing; it is named.
     """
+    if (parts := source.metadata.get("split.count", 1)) > 1:
+        raise UserError(
+            f"{source.path} is one of {parts} parts of a model; join them first (llama-gguf-split "
+            "--merge) and give the whole."
+        )
     metadata = _Metadata(source)
     if metadata.architecture not in _CONFIGS:
         raise UserError(

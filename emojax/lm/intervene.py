@@ -130,10 +130,16 @@ def direction(
         `run_with_cache` all tokens are prompt, so that "generated" edits nothing there.
 
     Raises:
-      UserError: `mode`, `unit` or `phase` is none of those above.
+      UserError: `mode`, `unit` or `phase` is none of those above, or the unit has no meaning there.
     """
+    number = _index("mode", mode, MODES[:-1])
+    if unit == "fraction" and mode not in ("add", "set"):
+        raise UserError(
+            f"An intervention of mode {mode} has the unit fraction, which only add and set know; "
+            "leave the unit out."
+        )
     edit = Direction(
-        mode=np.int32(_index("mode", mode, MODES[:-1])),
+        mode=np.int32(number),
         vector=vector,
         strength=strength,
         fraction=np.bool_(_index("unit", unit, UNITS)),

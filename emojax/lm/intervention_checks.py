@@ -78,11 +78,11 @@ def check_kind(interventions: Any) -> None:
             )
 
 
-def check_place(config: DecoderConfig, site: str, layer: Any, what: str) -> None:
-    """Refuses a site or layer that the model does not have; a traced layer passes.
+def check_named(site: str, layer: Any, what: str) -> None:
+    """Refuses a site that no model has, and a layer that is no number; a traced layer passes.
 
     Raises:
-      UserError: one is not there, or `final_norm` is asked for at any layer but the last.
+      UserError: it is one of them.
     """
     if site not in decoder.SITES:
         raise UserError(
@@ -91,6 +91,15 @@ def check_place(config: DecoderConfig, site: str, layer: Any, what: str) -> None
         )
     if not _traced(layer) and not (np.ndim(layer) == 0 and _whole(layer)):
         raise UserError(f"{what} is at layer {layer!r}, which is no whole number; give its number.")
+
+
+def check_place(config: DecoderConfig, site: str, layer: Any, what: str) -> None:
+    """Refuses a site or layer that the model does not have; a traced layer passes.
+
+    Raises:
+      UserError: one is not there, or `final_norm` is asked for at any layer but the last.
+    """
+    check_named(site, layer, what)
     first = config.n_layers - 1 if site == "final_norm" else 0
     if not _traced(layer) and not first <= int(layer) < config.n_layers:
         raise UserError(
@@ -211,15 +220,7 @@ def _weights(
     _check_row_weights(given.rows, what)
     rows = _full(given.rows, (batch,), f"{what}: rows")
     if isinstance(given.positions, tuple):
-        if len(given.positions) != 2:
-            raise UserError(
-                f"{what}: positions is a tuple of {len(given.positions)}; give (start, end)."
-            )
-        if any(end is None for end in given.positions):
-            raise UserError(
-                f"{what}: positions is {given.positions}, and None is no position; give (start, "
-                f"end) as whole numbers, with end = {EVERYWHERE[1]} for all that follow."
-            )
+        check_pair(given.positions, what)
         start, end = (
             _full(value, (batch,), f"{what}: {name}", dtype=jnp.int32)[:, None]
             for name, value in zip(("start", "end"), given.positions, strict=True)
@@ -275,7 +276,8 @@ def _full(
     dtype: Any = jnp.float32,
 ) -> Array:
     """`value` broadcast to `shape`; it has the last dimensions of it, `least` of them or more."""
-    numbers = None if _traced(value) else _numbers(value, what)
+    if not _traced(value):
+        check_numbers(value, what, infinite)
     given = np.shape(value)
     if len(given) < least or given != shape[len(shape) - len(given) :]:
         fitting = [shape[i:] for i in range(len(shape) - least, -1, -1)]
@@ -283,22 +285,41 @@ def _full(
             f"{what} has shape {given}, which does not fit this site and these rows; give "
             f"{' or '.join(str(s) if s else 'one number' for s in fitting)}."
         )
-    if numbers is not None:
-        if np.any(np.isnan(numbers) if infinite else ~np.isfinite(numbers)):
-            raise UserError(f"{what} holds NaN or infinity; look at where it was made.")
-        if dtype is jnp.int32 and not _whole(value):
-            raise UserError(f"{what} is {value}, not whole numbers; round it as it is meant.")
+    if dtype is jnp.int32 and not _traced(value) and not _whole(value):
+        raise UserError(f"{what} is {value}, not whole numbers; round it as it is meant.")
     return jnp.broadcast_to(jnp.asarray(value, dtype), shape)
 
 
-def _numbers(value: Any, what: str) -> np.ndarray:
+def check_pair(positions: tuple[Any, ...], what: str) -> None:
+    """Refuses positions that are a tuple, but no pair of numbers.
+
+    Raises:
+      UserError: it is one of another length, or None is in it.
+    """
+    if len(positions) != 2:
+        raise UserError(f"{what}: positions is a tuple of {len(positions)}; give (start, end).")
+    if any(end is None for end in positions):
+        raise UserError(
+            f"{what}: positions is {positions}, and None is no position; give (start, end) as "
+            f"whole numbers, with end = {EVERYWHERE[1]} for all that follow."
+        )
+
+
+def check_numbers(value: Any, what: str, infinite: bool = False) -> None:
+    """Refuses what is no array of numbers, and NaN; infinity too, unless it may be.
+
+    Raises:
+      UserError: it is one of them.
+    """
     try:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths
         array = np.asarray(None)
     if array.dtype.kind in "OSU":
         raise UserError(f"{what} is not an array of numbers; give one.")
-    return array.astype(np.float32)
+    numbers = array.astype(np.float32)
+    if np.any(np.isnan(numbers) if infinite else ~np.isfinite(numbers)):
+        raise UserError(f"{what} holds NaN or infinity; look at where it was made.")
 
 
 def _whole(value: Any) -> bool:

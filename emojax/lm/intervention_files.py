@@ -28,7 +28,12 @@ from emojax.lm.intervene import (
     Latents,
     Patch,
 )
-from emojax.lm.intervention_checks import check_kind
+from emojax.lm.intervention_checks import (
+    check_kind,
+    check_named,
+    check_numbers,
+    check_pair,
+)
 
 FORMAT = 1
 _JSON, _ARRAYS = "interventions.json", "interventions.safetensors"
@@ -53,15 +58,22 @@ def save(directory: str | Path, interventions: Sequence[Intervention]) -> str:
       The content's SHA-256: equal for equal interventions, on any machine.
 
     Raises:
-      UserError: something is no intervention, the folder is not writable, or the disk is full.
+      UserError: something is no intervention, or at no site or layer, a number is NaN or infinite
+        (bounds of a clamp may be that), the folder is not writable, or the disk is full.
     """
     check_kind(interventions)
     directory = Path(directory)
     records, arrays = [], {}
     for number, intervention in enumerate(interventions):
+        what = f"Intervention {number + 1} of {len(interventions)}"
+        check_named(intervention.site, intervention.layer, what)
+        if isinstance(intervention.positions, tuple):
+            check_pair(intervention.positions, what)
         record, own = _parts(intervention)
+        for name, value in own.items():
+            check_numbers(value, f"{what}: {name}", infinite=name in ("low", "high"))
         records.append(record)
-        arrays |= {f"{number}.{name}": array for name, array in own.items()}
+        arrays |= {f"{number}.{name}": _array(value) for name, value in own.items()}
     data = serialised(arrays)
     content = _sha256(records, data)
     writable_dir(directory)
@@ -118,7 +130,7 @@ def load(directory: str | Path) -> tuple[Intervention, ...]:
     return found
 
 
-def _parts(intervention: Intervention) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _parts(intervention: Intervention) -> tuple[dict[str, Any], dict[str, Any]]:
     """What goes to JSON, and what to safetensors."""
     edit = intervention.edit
     kind = next(name for name, made in _KINDS.items() if isinstance(edit, made))
@@ -129,18 +141,18 @@ def _parts(intervention: Intervention) -> tuple[dict[str, Any], dict[str, np.nda
         "layer": int(intervention.layer),
         "phase": next(name for name, pair in PHASES.items() if pair == phases),
     }
-    arrays = {"rows": _array(intervention.rows)}
+    arrays = {"rows": intervention.rows}
     if isinstance(intervention.positions, tuple):
-        arrays |= zip(("start", "end"), map(_array, intervention.positions), strict=True)
+        arrays |= zip(("start", "end"), intervention.positions, strict=True)
     else:
-        arrays["positions"] = _array(intervention.positions)
+        arrays["positions"] = intervention.positions
     for field in dataclasses.fields(edit):
         value = getattr(edit, field.name)
         if field.name in _WORDS[kind]:
             name, words = _WORDS[kind][field.name]
             record[name] = words[int(value)]
         else:
-            arrays[field.name] = _array(value)
+            arrays[field.name] = value
     return record, arrays
 
 

@@ -13,10 +13,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from emojax.lm.config import DecoderConfig
+from emojax.lm.decoder import KeysOrValues
 
 Stored = Float[Array, "layers batch kv_heads slots head_dim"]
 Ring = Float[Array, "ring_layers batch kv_heads ring_slots head_dim"]
-KeysOrValues = Float[Array, "batch kv_heads keys head_dim"]
 
 
 class Cache(NamedTuple):

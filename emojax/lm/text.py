@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from emojax.errors import UserError
+from emojax.lm.batching import token_ids
 from emojax.lm.model import LanguageModel
 
 # Texts, rows of token ids, or an array of rows.
@@ -28,8 +29,12 @@ def tokenize(lm: LanguageModel, texts: Sequence[str], bos: bool = True) -> list[
     check_list(texts)
     _check_texts(texts)
     first = beginning(lm) if bos else []
+    backend = lm.tokenizer.backend_tokenizer
+    # A checkpoint's file may ask for both, and a call of the tokenizer leaves what it was given.
+    backend.no_truncation()
+    backend.no_padding()
     try:
-        rows = lm.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        rows = backend.encode_batch(list(texts), add_special_tokens=False)
     except (TypeError, UnicodeError):
         bad = next((i for i, text in enumerate(texts) if not _is_unicode(text)), None)
         if bad is None:
@@ -65,16 +70,13 @@ def _prompt_row(lm: LanguageModel, prompt: Any, number: int) -> list[int]:
                 "the token for it, [lm.tokenizer.bos_token_id]."
             )
         return tokenize(lm, [prompt])[0]
-    try:
-        ids = np.asarray(prompt)
-    except (TypeError, ValueError):  # nested lists of different lengths, for one
-        ids = np.empty((0, 0))
-    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+    ids = token_ids(prompt)
+    if ids is None:
         raise UserError(
             f"Prompt {number} ({_shown(prompt)}) is neither a text nor a row of token ids; give "
             "one of them."
         )
-    return [int(token) for token in ids]
+    return ids
 
 
 def check_list(given: Any) -> None:

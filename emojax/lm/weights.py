@@ -37,11 +37,11 @@ def load(
       directory: holds `model.safetensors.index.json` and the files that it lists, or else
         `*.safetensors`.
       config: the decoder that they are for.
-      dtype: what the parameters are converted to, a floating type.
+      dtype: what the parameters are converted to: float32, bfloat16 or float16.
       shardings: where they shall lie (`sharding.shardings`); None is JAX's default device.
 
     Raises:
-      UserError: `dtype` is no floating type, a file is missing or broken, or tensors are missing,
+      UserError: `dtype` is another one, a file is missing or broken, or tensors are missing,
         unexpected or of the wrong shape; the message lists all of them.
     """
     _check_dtype(dtype)
@@ -129,15 +129,16 @@ def save(
 
 
 def _check_dtype(dtype: Any) -> None:
-    """Weights as whole numbers would be cut off, nearly all of them to 0."""
+    """Whole numbers would cut nearly all weights to 0, and narrower floats have no products."""
     try:
-        floating = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        known = dtype is not None and jnp.dtype(dtype) in (jnp.float32, jnp.bfloat16, jnp.float16)
     except TypeError:
-        floating = False
-    if not floating:
+        known = False
+    if not known:
         name = getattr(dtype, "__name__", dtype)
         raise UserError(
-            f"The weights cannot be loaded as {name}; give a floating type, such as jnp.bfloat16."
+            f"The weights cannot be loaded as {name}; give jnp.float32, jnp.bfloat16 or "
+            "jnp.float16."
         )
 
 
@@ -239,11 +240,11 @@ def _files(directory: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            paths = [directory / name for name in names]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(
                 f"{index} is not an index of safetensors ({error}); fetch it again."
             ) from None
-        paths = [directory / name for name in names]
     else:
         paths = sorted(directory.glob("*.safetensors"))
     missing = [path.name for path in paths if not path.is_file()]

@@ -123,6 +123,9 @@ def test_memory_does_not_grow_with_depth():
     assert abs(same - one) < buffer / 4
     three = temporary(12, ("resid_post", "resid_mid", "attn_out"))
     assert three - one < 4 * buffer
+    # All layers, as `run_with_cache` goes through them.
+    through = temporary(2, ("final_norm",)), temporary(12, ("final_norm",))
+    assert abs(through[1] - through[0]) < buffer / 4
 
 
 def test_a_stream_holds_every_token_once(tmp_path):
@@ -253,6 +256,12 @@ def test_batches_have_few_shapes_and_waste_little():
     assert len({b.tokens.shape for b in found}) <= 30
     assert sum(b.tokens.size for b in found) < 1.45 * sum(map(len, rows))
     assert all(b.mask[: len(b.rows)].any(axis=1).all() for b in found)
+
+
+@pytest.mark.parametrize("rows", [[2, 9, 10], [[2.7, 3.2]], [[[2], [3]]], [[2, [3]]], [None]])
+def test_what_is_no_row_of_tokens(rows):
+    with pytest.raises(UserError, match=r"Row 0 of the input is .*, which is no row of token ids"):
+        check_rows(tiny("gemma3")[0], rows)
 
 
 def test_a_text_is_no_row_of_tokens():

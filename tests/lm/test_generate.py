@@ -159,6 +159,27 @@ def test_rows_are_steered_on_their_own(lm):
                 np.testing.assert_array_equal(steered.logprobs[i], free.logprobs[i])
 
 
+def test_what_changes_nothing_is_bit_identical(lm):
+    config = lm.config
+    wide = {site: np.ones(decoder.site_width(config, site)) for site in decoder.SITES}
+    last, ones = config.n_layers - 1, wide["resid_post"]
+    sae = {"w_enc": np.eye(3, len(ones)), "b_enc": np.ones(3), "w_dec": np.eye(3, len(ones))}
+    edits = [
+        intervene.direction("add", vector, layer=last, site=site, strength=0.0)
+        for site, vector in wide.items()
+    ]
+    edits += [
+        intervene.direction("scale", ones, layer=1, strength=1.0),
+        intervene.clamp(ones, -1e6, 1e6, layer=1),
+        intervene.patch(ones[None], False, layer=1, positions=(0, 0)),
+        intervene.latents("scale", 5.0, **sae, layer=1, threshold=1e9),
+    ]
+    before, after = generate(lm, ROWS, GREEDY), generate(lm, ROWS, GREEDY, edits)
+    assert after.tokens == before.tokens
+    for now, then in zip(after.logprobs, before.logprobs, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 def test_phases_and_positions_of_a_generation(lm):
     """Setting the final norm to a token's embedding makes that token win where the edit acts."""
     embed = np.asarray(lm.params["embed"])
@@ -247,6 +268,9 @@ def test_bad_settings_seeds_and_interventions(tmp_path, monkeypatch):
             GenerateSettings(**{name: value})
     with pytest.raises(UserError, match="2 seeds for 3 prompts"):
         generate(lm, ROWS, GREEDY, seeds=[1, 2])
+    for seeds in (5, [0.2, 0.7, 0.9], ["1", "2", "3"]):
+        with pytest.raises(UserError, match="give a whole number for each prompt"):
+            generating.checked_seeds(seeds, 3)
     for seed in (-1, 2**32):
         with pytest.raises(UserError, match=f"A row's seed is {seed};"):
             generate(lm, ROWS, GREEDY, seeds=[1, seed, 2])

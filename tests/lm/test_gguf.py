@@ -403,6 +403,7 @@ def test_a_cache_that_cannot_be_written_to(tmp_path: Path):
     ("architecture", "metadata", "named"),
     [
         ("llama", {"general.architecture": "mamba"}, "general.architecture 'mamba'"),
+        ("llama", {"split.count": 3}, "one of 3 parts"),
         ("llama", {"llama.expert_count": 8}, "llama.expert_count = 8"),
         ("llama", {"llama.rope.scaling.type": "longrope"}, "llama.rope.scaling.type = longrope"),
         ("llama", {"llama.rope.scaling.type": "linear"}, "llama.rope.scaling.factor"),

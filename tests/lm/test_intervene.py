@@ -398,6 +398,10 @@ def test_gradients_are_finite_where_activations_are_zero(zero):
         (lambda: intervene.direction("add", VECTOR, layer=0, site="attn"), "site 'attn'"),
         (lambda: intervene.direction("ad", VECTOR, layer=0), "mode 'ad'"),
         (lambda: intervene.direction("add", VECTOR, layer=0, unit="norm"), "unit 'norm'"),
+        (
+            lambda: intervene.direction("project_out", VECTOR, layer=0, unit="fraction"),
+            "mode project_out has the unit fraction",
+        ),
         (lambda: intervene.direction("add", VECTOR, layer=0, phase="end"), "phase 'end'"),
         (lambda: intervene.direction("add", 1.0, layer=0), r"vector has shape \(\)"),
         (lambda: intervene.ablate(VECTOR, layer=0, site="z"), r"vector has shape \(32,\).*64"),

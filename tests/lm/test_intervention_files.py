@@ -65,6 +65,24 @@ def test_words_are_those_that_make_an_intervention(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (intervene.ablate(layer=1.5), "layer 1.5, which is no whole number"),
+        (intervene.ablate(layer=None), "layer None, which is no whole number"),
+        (intervene.ablate(layer=1, site="resid"), "site 'resid', which does not exist"),
+        (intervene.ablate(np.full(32, np.nan), layer=1), "vector holds NaN"),
+        (intervene.ablate([[1.0], [1.0, 2.0]], layer=1), "vector is not an array of numbers"),
+        (intervene.ablate(layer=1, positions=(0, None)), "None is no position"),
+        (intervene.ablate(layer=1, positions=(0, 1, 2)), "a tuple of 3"),
+    ],
+)
+def test_what_no_model_could_load_is_not_saved(edit, message, tmp_path):
+    with pytest.raises(UserError, match=f"Intervention 2 of 2.*{message}"):
+        save(tmp_path / "mine", [*EVERY_KIND[:1], edit])
+    assert not (tmp_path / "mine").exists()
+
+
 def test_another_strength_has_another_hash(tmp_path):
     hashes = {
         save(tmp_path / "a", [intervene.direction("add", np.ones(32), layer=1, strength=s)])

@@ -56,6 +56,28 @@ def test_tokens_follow_the_distribution():
     np.testing.assert_allclose(logprobs, np.log(softmax(LOGITS))[tokens], atol=1e-5)
 
 
+@pytest.mark.torch
+def test_all_settings_together_are_those_of_transformers():
+    torch = pytest.importorskip("torch")
+    from transformers.generation import logits_process as theirs
+
+    logits = 2 * LOGITS
+    logits[[1, 5]] = logits.max() + 1  # of which only 1 is in the context
+    found = torch.tensor(logits[None], dtype=torch.float32)
+    context = torch.tensor([[1, 1]])
+    for process in (
+        theirs.RepetitionPenaltyLogitsProcessor(1.4),
+        theirs.TemperatureLogitsWarper(0.8),
+        theirs.TopKLogitsWarper(9),
+        theirs.TopPLogitsWarper(0.9),
+    ):
+        found = process(context, found)
+    expected = torch.softmax(found, dim=-1)[0].numpy()
+    assert 2 < (expected > 0).sum() < 9
+    tokens, _ = draws(logits, 100_000, repetition_penalty=1.4, temperature=0.8, top_k=9, top_p=0.9)
+    assert_drawn_from(tokens, expected)
+
+
 @pytest.mark.parametrize("vocab", [37, 512, 5000])
 def test_temperature_0_takes_the_first_of_the_largest(vocab):
     scores = RNG.integers(0, vocab // 4, (64, vocab)).astype(np.float32)
@@ -91,7 +113,7 @@ def test_repetition_penalty_of_real_context_only():
     for sign in (1, -1):
         logits = LOGITS.copy()
         logits[1] = sign * 2.0
-        tokens, _ = draws(logits, 20_000, repetition_penalty=1.7)
+        tokens, _ = draws(logits, 100_000, repetition_penalty=1.7)
         logits[1] = 2.0 / 1.7 if sign == 1 else -2.0 * 1.7
         assert_drawn_from(tokens, softmax(logits))
 

@@ -224,6 +224,14 @@ def test_names_and_files_that_do_not_exist(tmp_path: Path):
         sources.load(tmp_path / "absent.gguf", cache=tmp_path)
 
 
+def test_a_path_from_the_home_folder_and_a_cache_as_text(
+    tmp_path: Path, tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tiny_directory.parent))
+    found = sources.load(f"~/{tiny_directory.name}", cache=str(tmp_path))
+    assert found.directory == tiny_directory
+
+
 def test_a_cache_that_cannot_be_written_to(tmp_path: Path, tiny: Path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match="cannot be written to"):

@@ -55,6 +55,14 @@ def test_bos_is_put_there_where_the_tokenizer_does_not(tmp_path: Path):
     assert _tokens(lm, text.tokenize(lm, [" happy"])[0]) == ["<|im_start|>", "Ġhappy"]
 
 
+def test_what_the_tokenizer_was_told_before_neither_cuts_nor_fills_up(lm: LanguageModel):
+    texts = ["the word happy", "sad"]
+    before = text.tokenize(lm, texts)
+    lm.tokenizer.backend_tokenizer.enable_truncation(2)
+    lm.tokenizer.backend_tokenizer.enable_padding(length=9)
+    assert text.tokenize(lm, texts) == before
+
+
 def test_a_tokenizer_without_bos(lm: LanguageModel):
     lm = _with_unknown(lm)
     assert text.tokenize(lm, ["happy"], bos=False) == [[1]]

@@ -180,6 +180,14 @@ def test_no_weights_and_broken_weights(hf_tensors, tmp_path):
         weights.load(tmp_path, config)
 
 
+@pytest.mark.parametrize("index", [[], {"weight_map": 3}, {"weight_map": {"a": ["b"]}}, 3])
+def test_an_index_that_is_none(index, tmp_path):
+    config, _ = tiny("llama_mha")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="is not an index of safetensors"):
+        weights.load(tmp_path, config)
+
+
 MEASURE = """
 import json
 import sys
@@ -269,10 +277,12 @@ def test_reading_gguf_needs_little_more_memory_than_the_weights(tmp_path, monkey
     assert_little_more_memory_than_the_weights(tmp_path / "large.gguf", "float32")
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, "int8", np.int32, bool, "banana", None])
-def test_weights_are_read_as_floats_alone(dtype, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "dtype", [jnp.int8, "int8", np.int32, bool, np.float64, jnp.float8_e4m3fn, "banana", None]
+)
+def test_weights_are_read_as_floats_that_products_know(dtype, tmp_path, monkeypatch):
     config, params = tiny("gpt2")
     weights.save(tmp_path, config, params, CONFIGS["gpt2"])
     monkeypatch.setattr(tensor_file, "read", None)
-    with pytest.raises(UserError, match="give a floating type"):
+    with pytest.raises(UserError, match=r"give jnp\.float32, jnp\.bfloat16 or"):
         weights.load(tmp_path, config, dtype)

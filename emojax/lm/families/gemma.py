@@ -19,21 +19,27 @@ def _gemma2(reader: Reader) -> DecoderConfig:
     return DecoderConfig(
         **fields,
         **reader.one_rope(fields["n_layers"]),
-        attention_softcap=float(reader.take_or_null("attn_logit_softcapping", 50.0) or 0),
-        logit_softcap=float(reader.take_or_null("final_logit_softcapping", 30.0) or 0),
+        attention_softcap=_cap(reader, "attn_logit_softcapping", 50.0),
+        logit_softcap=_cap(reader, "final_logit_softcapping", 30.0),
     )
+
+
+def _cap(reader: Reader, name: str, default: float) -> float:
+    """A soft-cap; null is none."""
+    cap = reader.take_or_null(name, default)
+    return reader.as_real(name, cap) if cap else 0.0
 
 
 def _gemma3(reader: Reader) -> DecoderConfig:
     """Gemma 3 (Gemma Team 2025, arXiv:2503.19786): normed queries and keys, a rope per window."""
     for name in ("final_logit_softcapping", "attn_logit_softcapping"):
         reader.expect(name)
-    newer = reader.take("_sliding_window_pattern", 6)
-    pattern = reader.take("sliding_window_pattern", newer)
+    newer = reader.number("_sliding_window_pattern", 6)
+    pattern = reader.number("sliding_window_pattern", newer)
     fields = _shared(reader, local=lambda i: (i + 1) % pattern != 0)
 
-    theta = float(reader.take("rope_theta", 1e6))
-    local_theta = float(reader.take("rope_local_base_freq", 1e4))
+    theta = reader.real("rope_theta", 1e6)
+    local_theta = reader.real("rope_local_base_freq", 1e4)
     ropes = reader.rope_parameters(_WHOLE)
     if "rope_type" in ropes or "rope_theta" in ropes or ropes.keys() - {_LOCAL, _WHOLE}:
         raise reader.refuse("rope_parameters", f"without {_LOCAL} and {_WHOLE}")
@@ -65,11 +71,11 @@ def _gemma3_with_vision(reader: Reader) -> DecoderConfig:
     reader.ignore("vision_config", "mm_tokens_per_image")
     reader.ignore("boi_token_index", "eoi_token_index", "image_token_index")
     reader.expect("tie_word_embeddings", True)
-    inner = Reader(_TEXT_DEFAULTS | reader.take("text_config") | {"model_type": reader.kind})
+    text = reader.mapping("text_config")
+    inner = Reader({**_TEXT_DEFAULTS, **text, "model_type": reader.kind})
     config = _gemma3(inner)
     inner.refuse_the_rest()
-    eos = reader.take("eos_token_id", config.eos_token_ids)
-    ends = (eos,) if isinstance(eos, int) else tuple(eos)
+    ends = reader.token_ids("eos_token_id", config.eos_token_ids)
     return dataclasses.replace(config, eos_token_ids=ends)
 
 
@@ -82,13 +88,13 @@ def _shared(reader: Reader, local: Any) -> dict[str, Any]:
     return sizes | {
         "d_ff": reader.number("intermediate_size"),
         "activation": reader.activation("hidden_activation", "gelu_pytorch_tanh"),
-        "norm_eps": float(reader.take("rms_norm_eps", 1e-6)),
+        "norm_eps": reader.real("rms_norm_eps", 1e-6),
         "windows": reader.windows(kinds, reader.take_or_null("sliding_window", 4096)),
-        "query_scale": reader.take("query_pre_attn_scalar", 256) ** -0.5,
+        "query_scale": reader.real("query_pre_attn_scalar", 256) ** -0.5,
         "embedding_scale": math.sqrt(sizes["d_model"]),
         "norm_plus_one": True,
         "post_norms": True,
-        "tied": reader.take("tie_word_embeddings", True),
+        "tied": reader.flag("tie_word_embeddings", True),
     }
 
 

@@ -25,12 +25,12 @@ def _config(reader: Reader) -> DecoderConfig:
         d_ff=reader.number("n_inner", 4 * sizes["d_model"]),
         activation=reader.activation("activation_function", "gelu_new"),
         norm="layer",
-        norm_eps=float(reader.take("layer_norm_epsilon", 1e-5)),
+        norm_eps=reader.real("layer_norm_epsilon", 1e-5),
         windows=(0,) * sizes["n_layers"],
         query_scale=sizes["head_dim"] ** -0.5,
         gated=False,
         biases=("q", "k", "v", "o", "up", "down"),
-        tied=reader.take("tie_word_embeddings", True),
+        tied=reader.flag("tie_word_embeddings", True),
     )
 
 

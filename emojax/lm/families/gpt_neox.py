@@ -16,29 +16,30 @@ def _config(reader: Reader) -> DecoderConfig:
     sizes = reader.sizes()
     reader.ignore("classifier_dropout", "hidden_dropout", "is_decoder")
     reader.ignore("attention_probs_dropout_prob", "hidden_dropout_prob")
-    theta = float(reader.take("rotary_emb_base", 10000.0))
-    fraction = reader.take("rotary_pct", 0.25)
+    theta = reader.real("rotary_emb_base", 10000.0)
+    fraction = reader.real("rotary_pct", 0.25)
     parameters = dict(reader.rope_parameters())
-    fraction = parameters.pop("partial_rotary_factor", fraction)
+    name = "partial_rotary_factor"
+    fraction = reader.as_real(name, parameters.pop(name, fraction))
     rotary_dim = int(sizes["head_dim"] * fraction)
     if rotary_dim % 2 or not 0 < rotary_dim <= sizes["head_dim"]:
-        raise reader.refuse("partial_rotary_factor", f"= {fraction!r}")
-    biases = ("q", "k", "v", "o") if reader.take("attention_bias", True) else ()
+        raise reader.refuse(name, f"= {fraction!r}")
+    biases = ("q", "k", "v", "o") if reader.flag("attention_bias", True) else ()
     return DecoderConfig(
         **sizes,
         d_ff=reader.number("intermediate_size"),
         activation=reader.activation("hidden_act", "gelu"),
         norm="layer",
-        norm_eps=float(reader.take("layer_norm_eps", 1e-5)),
+        norm_eps=reader.real("layer_norm_eps", 1e-5),
         windows=(0,) * sizes["n_layers"],
         query_scale=sizes["head_dim"] ** -0.5,
         ropes=(reader.rope("rope_parameters", parameters, theta),),
         rope_of_layer=(0,) * sizes["n_layers"],
         rotary_dim=rotary_dim,
         gated=False,
-        parallel=reader.take("use_parallel_residual", True),
+        parallel=reader.flag("use_parallel_residual", True),
         biases=(*biases, "up", "down"),
-        tied=reader.take("tie_word_embeddings", False),
+        tied=reader.flag("tie_word_embeddings", False),
     )
 
 

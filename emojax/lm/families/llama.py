@@ -12,18 +12,18 @@ def _llama(reader: Reader) -> DecoderConfig:
     sizes = reader.sizes()
     reader.expect("rope_interleaved", False)
     reader.ignore("max_sequence_length")  # said twice in some conversions of Llama 1
-    biases = _ATTENTION if reader.take("attention_bias", False) else ()
-    biases += _MLP if reader.take("mlp_bias", False) else ()
+    biases = _ATTENTION if reader.flag("attention_bias", False) else ()
+    biases += _MLP if reader.flag("mlp_bias", False) else ()
     return DecoderConfig(
         **sizes,
         **reader.one_rope(sizes["n_layers"]),
         d_ff=reader.number("intermediate_size"),
         activation=reader.activation("hidden_act", "silu"),
-        norm_eps=float(reader.take("rms_norm_eps", 1e-6)),
+        norm_eps=reader.real("rms_norm_eps", 1e-6),
         windows=(0,) * sizes["n_layers"],
         query_scale=sizes["head_dim"] ** -0.5,
         biases=biases,
-        tied=reader.take("tie_word_embeddings", False),
+        tied=reader.flag("tie_word_embeddings", False),
     )
 
 
@@ -37,10 +37,10 @@ def _mistral(reader: Reader) -> DecoderConfig:
         **reader.one_rope(sizes["n_layers"]),
         d_ff=reader.number("intermediate_size"),
         activation=reader.activation("hidden_act", "silu"),
-        norm_eps=float(reader.take("rms_norm_eps", 1e-6)),
+        norm_eps=reader.real("rms_norm_eps", 1e-6),
         windows=reader.windows([kind] * sizes["n_layers"], window),
         query_scale=sizes["head_dim"] ** -0.5,
-        tied=reader.take("tie_word_embeddings", False),
+        tied=reader.flag("tie_word_embeddings", False),
     )
 
 

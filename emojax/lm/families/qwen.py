@@ -12,7 +12,7 @@ def _qwen2(reader: Reader) -> DecoderConfig:
 
 def _qwen3(reader: Reader) -> DecoderConfig:
     """Qwen 3 (Yang et al. 2025, arXiv:2505.09388): normed queries and keys."""
-    biases = ("q", "k", "v", "o") if reader.take("attention_bias", False) else ()
+    biases = ("q", "k", "v", "o") if reader.flag("attention_bias", False) else ()
     return _qwen(reader, biases, qk_norm=True)
 
 
@@ -22,8 +22,8 @@ def _qwen(reader: Reader, biases: tuple[str, ...], qk_norm: bool) -> DecoderConf
     reader.expect("use_mrope", False)
     # Layers from `max_window_layers` on have a window, if any has.
     window = reader.take_or_null("sliding_window", 4096)
-    first = reader.take("max_window_layers", 28)
-    if not reader.take("use_sliding_window", False):
+    first = reader.number("max_window_layers", 28, least=0)
+    if not reader.flag("use_sliding_window", False):
         window = None
     kinds = reader.layer_types(sizes["n_layers"], lambda i: window is not None and i >= first)
     return DecoderConfig(
@@ -31,12 +31,12 @@ def _qwen(reader: Reader, biases: tuple[str, ...], qk_norm: bool) -> DecoderConf
         **reader.one_rope(sizes["n_layers"]),
         d_ff=reader.number("intermediate_size"),
         activation=reader.activation("hidden_act", "silu"),
-        norm_eps=float(reader.take("rms_norm_eps", 1e-6)),
+        norm_eps=reader.real("rms_norm_eps", 1e-6),
         windows=reader.windows(kinds, window),
         query_scale=sizes["head_dim"] ** -0.5,
         biases=biases,
         qk_norm=qk_norm,
-        tied=reader.take("tie_word_embeddings", False),
+        tied=reader.flag("tie_word_embeddings", False),
     )
 
 

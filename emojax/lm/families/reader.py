@@ -109,12 +109,32 @@ class Reader:
         """The attribute's value, where null says something else than leaving it out."""
         return self._left.pop(name, default)
 
-    def number(self, name: str, default: Any = _REQUIRED) -> int:
-        """A whole number from 1."""
+    def number(self, name: str, default: Any = _REQUIRED, least: int = 1) -> int:
+        """A whole number, from `least`."""
         value = self.take(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if type(value) is not int or value < least:
             raise self.refuse(name, f"= {value!r}")
         return value
+
+    def real(self, name: str, default: Any = _REQUIRED) -> float:
+        """A number above 0."""
+        return self.as_real(name, self.take(name, default))
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        return self.as_flag(name, self.take(name, default))
+
+    def mapping(self, name: str, default: Any = _REQUIRED) -> Mapping[str, Any]:
+        """A dictionary of attributes."""
+        return self._as_mapping(name, self.take(name, default))
+
+    def token_ids(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """One token id or several."""
+        value = self.take(name, default)
+        ids = tuple(value) if isinstance(value, list | tuple) else (value,)
+        if any(type(token) is not int for token in ids):
+            raise self.refuse(name, f"= {value!r}")
+        return ids
 
     def expect(self, name: str, *allowed: Any) -> None:
         """Refuses values other than these and null."""
@@ -130,7 +150,7 @@ class Reader:
     def activation(self, name: str, default: str) -> str:
         """One of `decoder.ACTIVATIONS`."""
         value = self.take(name, default)
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise self.refuse(name, f"= {value!r}")
         return _ACTIVATIONS[value]
 
@@ -140,7 +160,6 @@ class Reader:
         d_model = self.number(called["d_model"])
         n_heads = self.number(called["n_heads"])
         n_kv_heads = self.number(called["n_kv_heads"], n_heads)
-        eos = self.take("eos_token_id", ())
         self.expect("is_encoder_decoder", False)
         if n_heads % n_kv_heads:
             raise self.refuse(called["n_kv_heads"], f"= {n_kv_heads!r}")
@@ -157,13 +176,13 @@ class Reader:
             "n_kv_heads": n_kv_heads,
             "head_dim": head_dim,
             "context": self._context,
-            "bos_token_id": self.take("bos_token_id", None),
-            "eos_token_ids": (eos,) if isinstance(eos, int) else tuple(eos),
+            "bos_token_id": next(iter(self.token_ids("bos_token_id")), None),
+            "eos_token_ids": self.token_ids("eos_token_id"),
         }
 
     def one_rope(self, n_layers: int, theta: float = 10000.0) -> dict[str, Any]:
         """The fields of a model whose layers share one rope, in the newer form or the older."""
-        theta = float(self.take("rope_theta", theta))
+        theta = self.real("rope_theta", theta)
         rope = self.rope("rope_parameters", self.rope_parameters(), theta)
         return {"ropes": (rope,), "rope_of_layer": (0,) * n_layers}
 
@@ -172,8 +191,8 @@ class Reader:
 
         `transformers` lets the older one win, so both together must say the same.
         """
-        older = self.take("rope_scaling", {})
-        newer = self.take("rope_parameters", {})
+        older = self.mapping("rope_scaling", {})
+        newer = self.mapping("rope_parameters", {})
         beside = newer if part is None else newer.get(part)
         if older and newer and older != beside:
             raise UserError(
@@ -189,32 +208,32 @@ class Reader:
         name = "original_max_position_embeddings"
         beside = self.take(name, None)
         kind = parameters.get("rope_type") or parameters.get("type") or "default"
-        if beside is None or name not in _ROPE_FIELDS.get(kind, ()):
+        if beside is None or name not in _ROPE_FIELDS.get(str(kind), ()):
             return parameters
         if parameters.get(name, beside) != beside:
             raise self.refuse(name, f"= {beside!r} and another one in its rope")
         return {**parameters, name: beside}
 
-    def rope(self, name: str, parameters: Mapping[str, Any], theta: float) -> Rope:
+    def rope(self, name: str, parameters: Any, theta: float) -> Rope:
         """One rope from the parameters in either form: `rope_type` or the older `type`.
 
         `sizes` comes first: two kinds go by the model's context.
         """
-        left = dict(parameters)
+        left = dict(self._as_mapping(name, parameters))
         old_kind = left.pop("type", None)
         kind = left.pop("rope_type", None) or old_kind or "default"
-        if kind not in _ROPE_FIELDS:
+        if str(kind) not in _ROPE_FIELDS:
             raise self.refuse(f"{name}.rope_type", f"= {kind!r}")
         given = left.pop("rope_theta", None)
-        values: dict[str, Any] = {"theta": self._real(f"{name}.rope_theta", given or theta)}
+        values: dict[str, Any] = {"theta": self.as_real(f"{name}.rope_theta", given or theta)}
         for old, new in _ROPE_FIELDS[kind].items():
             if (value := left.pop(old, None)) is None:
                 raise UserError(f"The model's config ({self.kind}) lacks {name}.{old}; add it.")
             several = new in ("short_factor", "long_factor")
-            values[new] = (self._reals if several else self._real)(f"{name}.{old}", value)
+            values[new] = (self._reals if several else self.as_real)(f"{name}.{old}", value)
         for option in _ROPE_OPTIONS.get(kind, ()):
             if (value := left.pop(option, None)) is not None:
-                values[option] = self._real(f"{name}.{option}", value)
+                values[option] = self.as_real(f"{name}.{option}", value)
         if kind == "yarn":
             # Equation 22 of the paper: 0.1 ln(factor) + 1. DeepSeek's models divide two of them, as
             # `transformers` does where both are given; one alone says nothing there.
@@ -222,7 +241,7 @@ class Reader:
             over, under = scales if all(scales) else (1.0, 0.0)
             stretch = 0.1 * math.log(max(values["factor"], 1.0))
             values.setdefault("attention_factor", (over * stretch + 1.0) / (under * stretch + 1.0))
-            values["truncate"] = self._flag(f"{name}.truncate", left.pop("truncate", True))
+            values["truncate"] = self.as_flag(f"{name}.truncate", left.pop("truncate", True))
         if kind == "dynamic":
             values["original_context"] = self._context
         if kind == "longrope":
@@ -238,12 +257,14 @@ class Reader:
             values["original_context"] = int(values["original_context"])
         return Rope(kind=kind, **values)
 
-    def _real(self, name: str, value: Any) -> float:
+    def as_real(self, name: str, value: Any) -> float:
+        """A value that must be a number above 0."""
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise self.refuse(name, f"= {value!r}")
         return float(value)
 
-    def _flag(self, name: str, value: Any) -> bool:
+    def as_flag(self, name: str, value: Any) -> bool:
+        """A value that must be true or false."""
         if not isinstance(value, bool):
             raise self.refuse(name, f"= {value!r}")
         return value
@@ -251,7 +272,12 @@ class Reader:
     def _reals(self, name: str, value: Any) -> tuple[float, ...]:
         if not isinstance(value, list | tuple):
             raise self.refuse(name, f"= {value!r}")
-        return tuple(self._real(name, number) for number in value)
+        return tuple(self.as_real(name, number) for number in value)
+
+    def _as_mapping(self, name: str, value: Any) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise self.refuse(name, f"= {value!r}")
+        return value
 
     def windows(self, kinds: list[str], window: int | None) -> tuple[int, ...]:
         """Each layer's window, from `layer_types`."""
@@ -270,7 +296,8 @@ class Reader:
             "layer_types",
             ["sliding_attention" if is_local(i) else "full_attention" for i in range(n_layers)],
         )
-        if len(kinds) != n_layers:
+        named = isinstance(kinds, list | tuple) and all(isinstance(kind, str) for kind in kinds)
+        if not named or len(kinds) != n_layers:
             raise self.refuse("layer_types", f"= {kinds!r}")
         return list(kinds)
 
