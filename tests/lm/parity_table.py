@@ -1,9 +1,11 @@
 """The table of `docs/parity.md`: which model, which check, what a test run measured."""
 
+from importlib import metadata
 from pathlib import Path
 
 from tiny_models import CONFIGS
 
+from benchmarks import processor
 from emojax.lm.config import DecoderConfig
 
 PATH = Path(__file__).parents[2] / "docs" / "parity.md"
@@ -18,6 +20,7 @@ ROUND_TRIP = "saved weights"
 REAL_CHECKS = ("logits, English", "logits, Chinese", "residual stream, every layer")
 REAL_MODELS = ("gemma-3-270m", "smollm2-135m-instruct")
 
+_COMPARED = ("jax", "torch", "transformers")
 _HEAD = f"""# Parity with `transformers` and PyTorch
 
 Written by a test run, not by hand:
@@ -74,7 +77,9 @@ def write(measured):
         for m in REAL_MODELS
     ]
     PATH.parent.mkdir(exist_ok=True)
-    PATH.write_text(_HEAD + _lines(header, rows) + _REAL_HEAD + _lines(real_header, real))
+    with_what = ", ".join(f"{name} {metadata.version(name)}" for name in _COMPARED)
+    last = f"The last run: {processor.name()}, {with_what}.\n\n"
+    PATH.write_text(_HEAD + last + _lines(header, rows) + _REAL_HEAD + _lines(real_header, real))
 
 
 def read():

@@ -177,9 +177,9 @@ def cached_logits(config, params, tokens, mask):
     tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
     step = jax.jit(generate.decode_step, static_argnums=(0, 3))
     h, cache = generate.prefill(config, params, tokens[:, :PREFILL], mask[:, :PREFILL], TIME)
-    read = [h]
+    read, layers = [h], decoder.by_layer(params)  # as `generate` has them for its steps
     for slot in range(PREFILL, TIME):
-        h, cache = step(config, params, tokens[:, slot], TIME, cache)
+        h, cache = step(config, layers, tokens[:, slot], TIME, cache)
         read.append(h)
     return decoder.unembed(config, params, jnp.stack(read, axis=1))
 
