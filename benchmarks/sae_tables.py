@@ -95,16 +95,16 @@ def beside(report: dict[str, Any]) -> Iterator[str]:
 
 def waits(found: dict[str, Any]) -> str:
     """How long a step waits for input, and what became of the bar."""
-    said = []
-    if "standing" in found:
-        said.append(f"stands still for {found['standing']:.2%} of its time")
-    if "share" in found:
-        said.append(f"would be {found['share']:.2%} shorter with a batch that is there already")
-    verdict = "met" if found["met"] else "missed"
-    return (
-        f"the step waits for less than {found['bar']:.0%}: its loop {' and '.join(said)}: "
-        f"**{verdict}**"
-    )
+    words = {
+        "standing": "stands still for {:.2%} of its time",
+        "share": "would be {:.2%} shorter with a batch that is there already",
+    }
+    said = [
+        f"{phrase.format(found[name])}: **{'met' if found[name] < found['bar'] else 'missed'}**"
+        for name, phrase in words.items()
+        if name in found
+    ]
+    return f"the step waits for less than {found['bar']:.0%}: its loop {'; it '.join(said)}"
 
 
 def text() -> str:
