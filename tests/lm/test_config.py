@@ -3,13 +3,14 @@ import math
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import CONFIGS
 
 from emojax.errors import UserError
-from emojax.lm import families
+from emojax.lm import decoder, families, weights
 from emojax.lm.config import DecoderConfig, Rope
 from emojax.lm.families import family
 from emojax.lm.rope import inverse_frequencies
@@ -612,7 +613,7 @@ def test_what_is_not_supported_is_named(attributes, named):
     assert named in str(error.value)
 
 
-def test_the_way_to_add_a_family_works(monkeypatch):
+def test_the_way_to_add_a_family_works(monkeypatch, tmp_path):
     """The code that CONTRIBUTING shows, and one row of the table."""
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     (code,) = re.findall(r"```python\n(def _config.*?)```", text, re.DOTALL)
@@ -620,7 +621,15 @@ def test_the_way_to_add_a_family_works(monkeypatch):
     exec(code, names)
     monkeypatch.setitem(families.FAMILIES, "its_model_type", names["YOURS"])
     attributes = {k: v for k, v in LLAMA.items() if k != "mlp_bias"}
-    found = DecoderConfig.from_hf(attributes | {"model_type": "its_model_type"})
-    assert found == dataclasses.replace(DecoderConfig.from_hf(LLAMA), family="its_model_type")
+    attributes |= {"model_type": "its_model_type"}
+    found, llama = map(DecoderConfig.from_hf, (attributes, LLAMA))
+    assert found == dataclasses.replace(llama, family="its_model_type")
     with pytest.raises(UserError, match="surprise = 1"):
-        DecoderConfig.from_hf(attributes | {"model_type": "its_model_type", "surprise": 1})
+        DecoderConfig.from_hf(attributes | {"surprise": 1})
+
+    params = decoder.init(llama, jax.random.key(0))
+    weights.save(tmp_path, found, params, attributes)
+    tokens = jnp.asarray([[2, 3, 4]])
+    rows = tokens, jnp.ones_like(tokens, bool)
+    read = decoder.logits(found, weights.load(tmp_path, found), *rows)
+    np.testing.assert_array_equal(read, decoder.logits(llama, params, *rows))

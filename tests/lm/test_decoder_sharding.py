@@ -88,6 +88,9 @@ for name in sys.argv[1:]:
     with tempfile.TemporaryDirectory() as folder:
         weights.save(Path(folder), config, params, CONFIGS[name] | {"vocab_size": 96})
         split = weights.load(Path(folder), config, shardings=sharding.shardings(config, mesh))
+        written = (Path(folder) / "model.safetensors").read_bytes()
+        weights.save(Path(folder), config, split, CONFIGS[name] | {"vocab_size": 96})
+        assert (Path(folder) / "model.safetensors").read_bytes() == written
     moved = sharding.shard_params(config, params, mesh)
     for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(moved), strict=True):
         assert a.sharding == b.sharding
