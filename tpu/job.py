@@ -10,7 +10,7 @@ from pathlib import Path
 
 from emojax import config as configs
 from emojax.errors import UserError
-from emojax.sae import state
+from emojax.sae import pipeline, state
 from tpu.chips import Slices
 
 # Where the network file system is mounted on every host.
@@ -125,17 +125,19 @@ def check_training(job: Job) -> None:
     """Reads the job's config, where it lies in this repository, and lays its mesh over the slices.
 
     Raises:
-      UserError: the config, an override, the mesh or the split of the language model would be
-        refused on the pod.
+      UserError: the config, an override, the mesh, the sizes of a stream or the split of the
+        language model would be refused on the pod.
     """
     path = Path(option(job.train, "config") or "")
     if path.is_relative_to(SHARED):
         return
     config = configs.load(path, list(options(job.train, "set")))
     devices = job.slices.chips * job.slices.count * job.slices.chip.devices
-    state.mesh_parts(
-        config.train, config.sae.n_latents, devices, job.slices.count, use_all=devices > 1
-    )
+    for each in configs.sweep(config, list(options(job.train, "sweep"))).values():
+        state.mesh_parts(
+            each.train, each.sae.n_latents, devices, job.slices.count, use_all=devices > 1
+        )
+        pipeline.check_config(each, "tpu")
     shards, own = config.activations.model_shards, job.slices.devices_per_host
     if own % shards:
         raise UserError(

@@ -78,7 +78,7 @@ def save(
     evaluation: Mapping[str, Any],
     training_log: Place,
 ) -> None:
-    """Writes an artefact; `config.json` comes last, so that a folder with one is whole.
+    """Writes an artefact; `config.json` goes first and comes last: a folder with one is whole.
 
     Args:
       directory: the artefact.
@@ -96,6 +96,7 @@ def save(
     arrays["b_dec_init"] = np.asarray(untrained.b_dec, np.float32)
     log = training_log.read_bytes()
     require_room(directory, sum(a.nbytes for a in arrays.values()) + len(log))
+    (directory / "config.json").unlink(missing_ok=True)
     with atomic(directory / "sae.safetensors") as partial:
         partial.write_bytes(serialised(arrays))
     with atomic(directory / "training_log.jsonl") as partial:
@@ -109,10 +110,15 @@ def save(
         **provenance,
         "files": {name: sha256(directory / name) for name in names},
     }
-    with atomic(directory / "README.md") as partial:
-        partial.write_text(card.render(record, evaluation))
+    write_card(directory, record, evaluation)
     with atomic(directory / "config.json") as partial:
         partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_card(directory: Place, record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
+    """Writes an artefact's `README.md`, which follows from its record and its evaluation alone."""
+    with atomic(directory / "README.md") as partial:
+        partial.write_text(card.render(record, evaluation))
 
 
 def find(name: str | Place) -> Place:

@@ -5,8 +5,14 @@ named, moved to `damaged/` beside it with a note of why, and the one before it i
 overwritten.
 """
 
+import contextlib
+import errno
 import json
 import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,9 +22,22 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
-from emojax.files import Place, atomic, is_address
+from emojax.errors import UserError
+from emojax.files import Place, atomic, is_address, reason
 
 policies = ocp.training.preservation_policies
+
+
+def room(directory: Place, keep: int, size: int) -> int:
+    """Bytes that the latest `keep` and the best still need, each of `size`, beside what is there.
+
+    One more is there while it is written.
+    """
+    if is_address(directory) or not directory.exists():
+        there = 0
+    else:
+        there = sum(folder.name.isdigit() for folder in directory.iterdir())
+    return max(0, keep + 1 - there) * size
 
 
 class Checkpoints:
@@ -47,14 +66,23 @@ class Checkpoints:
             ),
             cleanup_tmp_directories=True,
         )
+        logging.getLogger("absl").addFilter(_without_traceback)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._writing():
+            self._files.close()
+        if kind is None:  # After an error its threads still have something to say.
+            logging.getLogger("absl").removeFilter(_without_traceback)
 
     def latest(self) -> int | None:
         """The last step that is wholly on the disk."""
         return None if self._files.latest is None else self._files.latest.step
+
+    def saved(self) -> str:
+        """What there is to go on from after an error."""
+        step = self.latest()
+        return "there is no checkpoint" if step is None else f"step {step} is saved"
 
     def save(self, state: Any, reconstruction: float, positions: list[Any]) -> None:
         """Starts to write the state under its own `step`; the best has the least reconstruction.
@@ -63,11 +91,39 @@ class Checkpoints:
           state: arrays, among them `step`.
           reconstruction: how good they are.
           positions: where each process is in its text (JSON), an entry for each.
+
+        Raises:
+          UserError: there is no room, or the one before could not be written; leaving `with` says
+            so of the last one.
         """
         content: Any = {"state": state, "digest": digest(state)}
         metrics: Any = {"reconstruction": reconstruction}
         places: Any = {"positions": positions}
-        self._files.save_async(int(state.step), content, metrics=metrics, custom_metadata=places)
+        step = int(state.step)
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        with self._writing():
+            # Orbax' threads, when the disk is full, tell of it in hundreds of lines.
+            if not is_address(self._directory) and shutil.disk_usage(self._directory).free < size:
+                self._files.wait()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._files.save_async(step, content, metrics=metrics, custom_metadata=places)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the system refused, from Orbax' threads too, as what is saved and what to do."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # The latter is TensorStore's.
+            if isinstance(error, OSError):
+                problem = reason(error)
+            elif code := re.search(r"os_error_code='(\d+)'", str(error)):
+                problem = os.strerror(int(code[1]))
+            else:
+                raise
+            raise UserError(
+                f"A checkpoint in {self._directory} could not be written ({problem}); "
+                f"{self.saved()}: mend that (free room on a full disk) and run again."
+            ) from None
 
     def positions(self, step: int) -> Any:
         """What `save` was given for a step."""
@@ -75,7 +131,10 @@ class Checkpoints:
         return (found or {}).get("positions")
 
     def restore(self, state: Any) -> Any:
-        """The last whole checkpoint, placed as `state` is; `state` itself if there is none."""
+        """The last whole checkpoint, placed as `state` is; `state` itself if there is none.
+
+        Where a device or the host has no room for it, that error passes: the checkpoint is whole.
+        """
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
@@ -92,6 +151,8 @@ class Checkpoints:
                 if fault is None and not self.positions(step):
                     fault = "it does not say where in its data it was"
             except Exception as error:  # Orbax and TensorStore name a damaged file in many ways.
+                if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                    raise
                 fault = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             if fault is None:
                 return found["state"]
@@ -130,6 +191,11 @@ class Checkpoints:
         with atomic(target.with_name(f"{target.name}.txt")) as note:
             note.write_text(fault + "\n")
         source.rename(target)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Orbax tells of an error in a thread in hundreds of lines, and raises it as well."""
+    return not record.exc_info
 
 
 def _wait_for_all(what: str) -> None:

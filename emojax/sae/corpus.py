@@ -79,6 +79,8 @@ class DataConfig:
                 f"The data's tokens ({self.tokens}), heldout_tokens ({self.heldout_tokens}) or "
                 f"row_tokens ({self.row_tokens}) are too few; give at least 1, 1 and 8."
             )
+        if self.seed < 0:
+            raise UserError(f"The data's seed is {self.seed}; give 0 or a positive number.")
         if not (0 <= self.short_share <= 1 and 0 < self.heldout_share < 1):
             raise UserError(
                 f"The data's short_share ({self.short_share}) or heldout_share "

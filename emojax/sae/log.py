@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from emojax.errors import UserError
-from emojax.files import Place, atomic, is_address
+from emojax.files import Place, atomic, is_address, reason
 
 Numbers = Mapping[str, float | int]
 # W&B's own variables. Any of them asks for it: SAELens and others bring the package along, and an
@@ -42,7 +42,8 @@ class Log:
 
     def __init__(self, directory: Place, step: int):
         self._file = Jsonl(directory, step)
-        self._sinks = list(filter(None, (tensorboard(directory), wandb(directory, step))))
+        found: tuple[Sink | None, ...] = tensorboard(directory), wandb(directory, step)
+        self._sinks = [sink for sink in found if sink is not None]
 
     def __enter__(self) -> "Log":
         return self
@@ -99,14 +100,24 @@ class Jsonl:
         self.flush()
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Takes a line."""
+        """Takes a line.
+
+        Raises:
+          UserError: the disk is full, or cannot be written to.
+        """
         line = json.dumps(entry) + "\n"
         if is_address(self._path):
             self._lines.append(line)
             self._all_there = False
             return
-        with self._path.open("a") as file:
-            file.write(line)
+        try:
+            with self._path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            raise UserError(
+                f"{self._path} could not be written ({reason(error)}); mend that (free room on a "
+                "full disk) and run again, which goes on from the last checkpoint."
+            ) from None
 
     def flush(self) -> None:
         """Writes what is not there yet."""

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import importlib.metadata
-import json
 import logging
 import platform
 import time
@@ -23,8 +22,20 @@ from emojax.lm.capture import Tap, check_taps
 from emojax.lm.config import DecoderConfig
 from emojax.lm.model import LanguageModel
 from emojax.sae import artefact as artefacts
-from emojax.sae import corpus, log, metrics, state, store, text_stream, trainer
+from emojax.sae import (
+    checkpoints,
+    corpus,
+    log,
+    metrics,
+    mixing,
+    state,
+    store,
+    stream,
+    text_stream,
+    trainer,
+)
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
+from emojax.sae.step import is_fused
 from emojax.sae.stream import ActivationsConfig, Stream, own_mesh, width_of
 
 if TYPE_CHECKING:
@@ -44,9 +55,10 @@ def run_all(
 ) -> dict[str, dict[str, Any]]:
     """Trains and measures dictionaries on the same text, and writes each as an artefact.
 
-    What can be wrong is checked before anything long begins; each stage goes on from what an
-    interrupted run left, and a dictionary that is finished is not trained again. Several share one
-    pass of the language model: layers, sites, widths, architectures and seeds may differ.
+    What can be wrong is checked before anything long begins, for all dictionaries; each stage goes
+    on from what an interrupted run left. A dictionary that is finished is not trained again; its
+    model card is written anew. Several share one pass of the language model: layers, sites, widths,
+    architectures and seeds may differ.
 
     Args:
       configs: by name, which is also its folder: model, dictionary, data, training.
@@ -70,9 +82,21 @@ def run_all(
     _check_together(configs)
     own = own_mesh(state.make_mesh(first.train, first.sae.n_latents), activations.model_shards)
     for name, config in configs.items():
+        check_config(config, jax.default_backend())
         state.make_mesh(config.train, config.sae.n_latents)
         for folder in (out / name, artefact / name):
             files.writable_dir(folder)
+    origin: dict[str, Any] = {"data": dataclasses.asdict(data)}
+    if streamed:
+        # The model's type is said of the model, and over how much it is split is no trait of a run.
+        told = dataclasses.asdict(activations)
+        origin["activations"] = {
+            n: told[n] for n in told if n not in ("model_dtype", "model_shards")
+        }
+    absent = {n: c for n, c in configs.items() if not _is_there(artefact / n, c, origin)}
+    for name, config in absent.items():
+        trainer.check_run(out / name, config.sae, config.train, origin)
+    _check_room(absent, out)
     corpus.check_languages([language for language, _ in corpora], data)
     texts = [corpus.read(language, path, hold=not streamed) for language, path in corpora]
 
@@ -87,24 +111,27 @@ def run_all(
         rows = {"heldout": text_stream.heldout(lm, data, corpora)}
     else:
         rows = corpus.draw(lm, texts, data)
-    origin: dict[str, Any] = {
+    origin = {
         "model": {"name": lm.name, "fingerprint": lm.fingerprint} | _named_dtype(activations),
-        "data": dataclasses.asdict(data),
+        **origin,
         "corpora": corpus.record(texts),
         "text": {split: part.digest for split, part in rows.items()},
     }
-    if streamed:
-        # The model's type is said of the model, and over how much it is split is no trait of a run.
-        told = dataclasses.asdict(activations)
-        origin["activations"] = {
-            n: told[n] for n in told if n not in ("model_dtype", "model_shards")
-        }
-    found = {name: _finished(artefact / name, configs[name], origin) for name in configs}
+    found: dict[str, Any] = dict.fromkeys(configs)
+    for name, config in configs.items():
+        if (whole := _finished(artefact / name, config, origin)) is not None:
+            found[name] = dict(whole.evaluation)
+            if jax.process_index() == 0:
+                artefacts.write_card(artefact / name, whole.record, whole.evaluation)
     todo = {name: configs[name] for name, evaluation in found.items() if evaluation is None}
+    for name, config in todo.items():
+        trainer.check_run(out / name, config.sae, config.train, origin)
+        if not streamed:
+            store.check_pass(store.counted(lm, rows["train"]), config.train.batch_tokens)
     if jax.process_count() > 1:  # Nobody writes before all have looked.
         multihost_utils.sync_global_devices("what is finished")
     if not todo:
-        return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
+        return found
 
     taps = sorted({tap for config in configs.values() for tap in _taps(config.sae)})
     if store_dir is None:
@@ -155,7 +182,46 @@ def run_all(
                 lines.measured(steps, evaluation)
             written = out / name / "training_log.jsonl"
             artefacts.save(artefact / name, trained, untrained, provenance, evaluation, written)
-    return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
+    return found
+
+
+def check_config(config: "Config", platform: str) -> None:
+    """Refuses what would be refused of a config whatever the language model and the text are.
+
+    Args:
+      config: all of it.
+      platform: of the devices, as JAX calls it.
+
+    Raises:
+      UserError: the update is not for the architecture, or what is streamed does not fit the batch.
+    """
+    is_fused(config.sae, config.train, platform)
+    if config.activations.streamed:
+        devices = config.train.data_shards * config.train.latent_shards
+        stream.buffer_depth(config.activations, config.train.batch_tokens, devices)
+        stream.steps_of_pass(config.data.tokens, config.train.batch_tokens)
+
+
+def _check_room(configs: Mapping[str, "Config"], out: files.Place) -> None:
+    """Refuses a disk without room for the checkpoints of all dictionaries: those of each stay."""
+    lasting, largest = 0, 0
+    for name, config in configs.items():
+        mesh = state.make_mesh(config.train, config.sae.n_latents)
+        source: Any = {}
+        if config.activations.streamed:
+            batch = config.train.batch_tokens
+            source = mixing.shapes(
+                mesh,
+                len(_taps(config.sae)),
+                batch,
+                stream.buffer_depth(config.activations, batch, mesh.size),
+                config.sae.d_model,
+                config.activations.dtype,
+            )
+        size = trainer.checkpoint_bytes(config.sae, config.train, mesh, source)
+        lasting += checkpoints.room(out / name / "checkpoints", config.train.keep, size)
+        largest = max(largest, size)
+    files.require_room(out, lasting + largest)
 
 
 def _check_together(configs: Mapping[str, "Config"]) -> None:
@@ -200,23 +266,30 @@ def _check_fits(sae: SaeConfig, model: DecoderConfig) -> None:
         )
 
 
-def _finished(
-    folder: files.Place, config: "Config", origin: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """What was measured of the dictionary if it is there, made as it would be now."""
-    if not (folder / "config.json").exists():
-        return None
-    try:
-        record = artefacts.load(folder)
-    except UserError:  # It was being written when the run ended.
-        return None
+def _is_there(folder: files.Place, config: "Config", origin: Mapping[str, Any]) -> bool:
+    """Whether a folder has the record of this dictionary, as far as it is known.
+
+    Raises:
+      UserError: it has that of another one, which would be lost.
+    """
     wanted = dict(origin) | {
+        "format": artefacts.FORMAT,
         "sae": dataclasses.asdict(config.sae),
         "train": dataclasses.asdict(config.train),
     }
-    wanted = json.loads(json.dumps(wanted))
-    same = all(record.record.get(name) == value for name, value in wanted.items())
-    return dict(record.evaluation) if same else None
+    return trainer.check_same(folder / "config.json", "dictionary", "--artefact", wanted)
+
+
+def _finished(
+    folder: files.Place, config: "Config", origin: Mapping[str, Any]
+) -> artefacts.Artefact | None:
+    """The dictionary if it is there and whole; one that is damaged is made again."""
+    if not _is_there(folder, config, origin):
+        return None
+    try:
+        return artefacts.load(folder)
+    except UserError:
+        return None
 
 
 def _streamed(config: "Config", lm: LanguageModel, corpora: Sequence[tuple[str, Path]]) -> Stream:

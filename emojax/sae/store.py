@@ -122,14 +122,9 @@ class Split:
 
     def _buffers(self, batch_tokens: int) -> tuple[int, int]:
         """Chunks per buffer, and whole chunks."""
-        chunks = self.tokens // self.chunk_tokens
+        check_pass(self.tokens, batch_tokens, self.chunk_tokens)
         per_buffer = max(BUFFER_CHUNKS, -(-batch_tokens // self.chunk_tokens))
-        if chunks * self.chunk_tokens < batch_tokens:
-            raise UserError(
-                f"The store holds {self.tokens:,} tokens, less than a batch of {batch_tokens:,} in "
-                f"chunks of {self.chunk_tokens:,}; capture more, or set train.batch_tokens lower."
-            )
-        return per_buffer, chunks
+        return per_buffer, self.tokens // self.chunk_tokens
 
     def steps_per_epoch(self, batch_tokens: int) -> int:
         """Batches that one pass gives.
@@ -276,6 +271,26 @@ class Store:
         return found
 
 
+def check_pass(tokens: int, batch_tokens: int, chunk_tokens: int = CHUNK_TOKENS) -> None:
+    """Refuses to train on so few stored tokens.
+
+    Raises:
+      UserError: their whole chunks do not make one batch.
+    """
+    if tokens // chunk_tokens * chunk_tokens < batch_tokens:
+        raise UserError(
+            f"A pass of {tokens:,} stored tokens, in whole chunks of {chunk_tokens:,}, is less "
+            f"than a batch of {batch_tokens:,}; set data.tokens higher, or train.batch_tokens "
+            "lower."
+        )
+
+
+def counted(lm: LanguageModel, part: Rows) -> int:
+    """Tokens of a split's rows that a store keeps: all but the special ones."""
+    special = np.array(sorted(lm.tokenizer.all_special_ids), np.int32)
+    return int(sum(np.isin(row, special, invert=True).sum() for row in part.tokens))
+
+
 def identity(lm: LanguageModel, taps: Sequence[Tap], rows: Mapping[str, Rows]) -> dict[str, Any]:
     """What a store holds: the model by its weights, the taps, the text by its tokens."""
     return {
@@ -354,10 +369,7 @@ def capture_taps(
     wanted = identity(lm, taps, rows) | {"chunk_tokens": chunk_tokens}
     done = {split: {"rows": 0, "tokens": 0, "written": 0} for split in rows}
     special = np.array(sorted(lm.tokenizer.all_special_ids), np.int32)
-    totals = {
-        split: int(sum(np.isin(row, special, invert=True).sum() for row in part.tokens))
-        for split, part in rows.items()
-    }
+    totals = {split: counted(lm, part) for split, part in rows.items()}
     state = _read_state(directory, wanted)
     if state is not None:
         wanted, done = state["holds"], state["done"]

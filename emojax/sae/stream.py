@@ -119,6 +119,40 @@ def own_mesh(mesh: Mesh, model_shards: int) -> Mesh:
     return Mesh(grid, OWN, axis_types=(AxisType.Auto,) * 2)
 
 
+def buffer_depth(config: ActivationsConfig, batch_tokens: int, devices: int) -> int:
+    """Batches that the shuffling buffer holds.
+
+    Raises:
+      UserError: they are less than two, or the devices do not divide a batch.
+    """
+    if batch_tokens % devices:
+        raise UserError(
+            f"The batch of {batch_tokens} tokens does not divide by the {devices} devices "
+            "that capture it; set train.batch_tokens to a multiple."
+        )
+    depth = config.buffer_tokens // batch_tokens
+    if depth < 2:
+        raise UserError(
+            f"The buffer of {config.buffer_tokens:,} tokens does not hold two batches of "
+            f"{batch_tokens:,}; set activations.buffer_tokens higher."
+        )
+    return depth
+
+
+def steps_of_pass(tokens: int, batch_tokens: int) -> int:
+    """Batches that a pass over so many tokens of the text gives.
+
+    Raises:
+      UserError: it gives none.
+    """
+    if tokens < batch_tokens:
+        raise UserError(
+            f"A pass of {tokens:,} tokens is less than a batch of {batch_tokens:,}; set "
+            "data.tokens higher, or train.batch_tokens lower."
+        )
+    return tokens // batch_tokens
+
+
 class Stream:
     """A source of batches for the trainer; see `source.Source`."""
 
@@ -150,17 +184,7 @@ class Stream:
             batch, the buffer is small, or the model cannot be split so.
         """
         capture.check_taps(lm.config, taps)
-        if batch_tokens % mesh.size:
-            raise UserError(
-                f"The batch of {batch_tokens} tokens does not divide by the {mesh.size} devices "
-                "that capture it; set train.batch_tokens to a multiple."
-            )
-        depth = config.buffer_tokens // batch_tokens
-        if depth < 2:
-            raise UserError(
-                f"The buffer of {config.buffer_tokens:,} tokens does not hold two batches of "
-                f"{batch_tokens:,}; set activations.buffer_tokens higher."
-            )
+        depth = buffer_depth(config, batch_tokens, mesh.size)
         self.width, self.has_target = width_of(lm.config, taps), len(taps) > 1
         self.waiting = Stopwatch()
         self._lm, self._taps, self._tokens, self._mesh = lm, tuple(taps), tokens, mesh
@@ -183,12 +207,7 @@ class Stream:
         Raises:
           UserError: it gives none.
         """
-        if self._tokens < batch_tokens:
-            raise UserError(
-                f"A pass of {self._tokens:,} tokens is less than a batch of {batch_tokens:,}; set "
-                "data.tokens higher, or train.batch_tokens lower."
-            )
-        return self._tokens // batch_tokens
+        return steps_of_pass(self._tokens, batch_tokens)
 
     def sample(self, tokens: int) -> Batch:
         """The first raw activations of the text, of each process' own if there are several."""

@@ -190,7 +190,7 @@ def heldout(
     """The first `config.heldout_tokens` of the held-out rows, on every host the same ones.
 
     Raises:
-      UserError: as `rows`, or there is too little text.
+      UserError: as `rows`, or there is too little text, or no row of a language among them.
     """
     special = frozenset(lm.tokenizer.all_special_ids)
     left, drawn = config.heldout_tokens, []
@@ -199,6 +199,13 @@ def heldout(
         left -= sum(token not in special for token in row)
         if left <= 0:
             break
+    found = {language for _, language in drawn}
+    without = [name for i, name in enumerate(config.languages) if i not in found]
+    if without:
+        raise UserError(
+            f"The held-out text of {config.heldout_tokens:,} tokens ends before a row in "
+            f"{', '.join(without)}; set data.heldout_tokens higher."
+        )
     return corpus.Rows.of(drawn, config.languages)
 
 

@@ -63,6 +63,8 @@ class TrainConfig:
                 raise UserError(
                     f"Training's {name} is {getattr(self, name)}; give a number of at least 1."
                 )
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"Training's seed is {self.seed}; give a number from 0 to {2**31 - 1}.")
         rate = self.learning_rate
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise UserError(f"The learning rate is {rate}; give a positive number.")

@@ -18,7 +18,7 @@ from emojax.errors import UserError
 from emojax.files import Place, atomic, require_room, writable_dir
 from emojax.sae import interrupt, log, schedule
 from emojax.sae import state as states
-from emojax.sae.checkpoints import Checkpoints
+from emojax.sae.checkpoints import Checkpoints, room
 from emojax.sae.coder import SaeConfig, SparseAutoencoder
 from emojax.sae.progress import Progress
 from emojax.sae.source import Source
@@ -29,6 +29,8 @@ from emojax.sae.store import Batch
 from emojax.sae.train_config import TrainConfig
 
 AGREE_EVERY = 8
+# Settings that change nothing that is computed, but for the order of sums over another mesh.
+CHANGEABLE = ("data_shards", "latent_shards", "keep", "checkpoint_every", "store_gib")
 
 
 def train(
@@ -56,8 +58,9 @@ def train(
         that of a former run.
 
     Raises:
-      UserError: the folder holds another run, the data does not fit, the loss is not finite, or
-        the source can give no more; then what is trained is saved, if there is one process.
+      UserError: the folder holds another run, the data does not fit, the loss is not finite, a
+        checkpoint or the log cannot be written, or the source can give no more; then what is
+        trained is saved, if there is one process.
       KeyboardInterrupt: a signal came; everything is saved.
     """
     _check_fits(config, source)
@@ -66,13 +69,16 @@ def train(
     per_epoch = source.steps_per_epoch(settings.batch_tokens)
     steps = settings.epochs * per_epoch
     writable_dir(directory)
-    run = {"sae": dataclasses.asdict(config), "train": dataclasses.asdict(settings)}
-    _same_run(directory / "run.json", run | {"provenance": provenance})
-
     first_process = jax.process_index() == 0
+    if not check_run(directory, config, settings, provenance) and first_process:
+        run = {"sae": dataclasses.asdict(config), "train": dataclasses.asdict(settings)}
+        with atomic(directory / "run.json") as partial:
+            partial.write_text(json.dumps(run | {"provenance": provenance}, indent=2) + "\n")
+
     rate = schedule.learning_rate(settings, config.n_latents, steps)
     like = Saved(states.like(config, settings, mesh), source.like())
-    require_room(directory, (settings.keep + 2) * _bytes(like))
+    size = checkpoint_bytes(config, settings, mesh, like.source)
+    require_room(directory, room(directory / "checkpoints", settings.keep, size) + size)
     with Checkpoints(directory / "checkpoints", settings.keep) as checkpoints:
         state = _begun(config, settings, source, mesh, checkpoints, like)
         if resolved is not None and first_process:
@@ -109,7 +115,7 @@ def train(
                 if save or new_line:
                     entry = _entry(settings, per_epoch, rate, state)
                     if int(state.bad):
-                        raise UserError(_not_finite(state, settings, source, checkpoints.latest()))
+                        raise UserError(_not_finite(state, settings, source, checkpoints.saved()))
                     if new_line:
                         entry |= meter.read(now)
                         progress.show(now, entry)
@@ -186,8 +192,10 @@ def _of_all(position: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(everyone, sizes, strict=True)]
 
 
-def _bytes(like: Saved) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+def checkpoint_bytes(config: SaeConfig, settings: TrainConfig, mesh: Mesh, source_like: Any) -> int:
+    """How much a checkpoint fills, given the shapes of what its source keeps (`Source.like`)."""
+    both = states.like(config, settings, mesh), source_like
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(both))
 
 
 def placed(batch: Batch, mesh: Mesh) -> Batch:
@@ -262,37 +270,67 @@ def _entry(
     }
 
 
-def _not_finite(state: TrainState, settings: TrainConfig, source: Source, saved: int | None) -> str:
+def _not_finite(state: TrainState, settings: TrainConfig, source: Source, saved: str) -> str:
     """The step, where its batch came from, and what is saved."""
     step = int(state.bad)
     origin = source.origin(settings.batch_tokens, settings.seed, step - 1)
-    good = "there is no checkpoint" if saved is None else f"step {saved} is saved"
     return (
-        f"The loss is not finite at step {step} ({good}); {origin}: set train.learning_rate "
+        f"The loss is not finite at step {step} ({saved}); {origin}: set train.learning_rate "
         "lower, or look at the activations."
     )
 
 
-def _same_run(path: Place, run: Mapping[str, Any]) -> None:
-    """Writes what the run is, or refuses a folder that holds another one.
+def check_run(
+    directory: Place,
+    config: SaeConfig,
+    settings: TrainConfig,
+    provenance: Mapping[str, Any] | None,
+) -> bool:
+    """Whether a folder holds this run, as far as it is known; not, if there is none.
 
-    The mesh may be another one: a run goes on with as many devices as there are.
+    Raises:
+      UserError: it holds another one.
     """
-    run = json.loads(json.dumps(run))
-    if path.exists():
-        before = json.loads(path.read_text())
-        differing = sorted(
-            f"{part}.{key}"
-            for part in run
-            for key in (run[part] or {})
-            if (before.get(part) or {}).get(key) != run[part][key]
-            and key not in ("data_shards", "latent_shards")
+    wanted = {"sae": dataclasses.asdict(config), "train": dataclasses.asdict(settings)}
+    return check_same(directory / "run.json", "run", "--out", wanted | dict(provenance or {}))
+
+
+def check_same(path: Place, kind: str, flag: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether there is a record, and in it what is wanted; `CHANGEABLE` may be another.
+
+    Args:
+      path: `run.json` of a run, or `config.json` of an artefact.
+      kind: what the record is of, for a message.
+      flag: which names its folder.
+      wanted: parts of the record, by name.
+
+    Raises:
+      UserError: something in it is another.
+    """
+    if not path.exists():
+        return False
+    try:
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError):  # not as emojax writes it
+        record = {}
+    record |= record.get("provenance") or {}
+    parts = json.loads(json.dumps(wanted))
+    differing = [
+        where for name in parts for where in _differing(name, record.get(name), parts[name])
+    ]
+    if differing:
+        raise UserError(
+            f"The folder {path.parent} holds a {kind} with another "
+            f"{', '.join(sorted(differing))}; give another {flag}, or remove it."
         )
-        if differing:
-            raise UserError(
-                f"The folder {path.parent} holds a run with another {', '.join(differing)}; give "
-                "another --out, or remove it."
-            )
-    elif jax.process_index() == 0:
-        with atomic(path) as partial:
-            partial.write_text(json.dumps(run, indent=2) + "\n")
+    return True
+
+
+def _differing(name: str, before: Any, now: Any) -> list[str]:
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [name]
+    return [
+        where
+        for key in (before.keys() | now.keys()).difference(CHANGEABLE)
+        for where in _differing(f"{name}.{key}", before.get(key), now.get(key))
+    ]

@@ -216,6 +216,7 @@ def test_bad_files_are_refused(tmp_path, name, content, said):
         {"heldout_share": 0.0},
         {"weights": (1.0, float("nan"))},
         {"languages": ("en", "en")},
+        {"seed": -1},
     ],
 )
 def test_impossible_mixes_are_refused(change):

@@ -326,3 +326,12 @@ def test_a_state_of_other_rows_is_refused(lm, places, change, said):
     rows = start(lm, **arguments | {"place": places[arguments["place"]]})
     with pytest.raises(UserError, match=said):
         rows.set_state(state)
+
+
+def test_held_out_text_without_a_language_is_refused(lm, places):
+    corpora = [("en", places["a.jsonl"]), ("zh", places["a.parquet"])]
+    enough = text_stream.heldout(lm, MIX, corpora)
+    assert set(enough.languages) == {0, 1}
+    few = dataclasses.replace(MIX, heldout_tokens=1)
+    with pytest.raises(UserError, match=r"ends before a row in zh; set data\.heldout_tokens"):
+        text_stream.heldout(lm, few, corpora)

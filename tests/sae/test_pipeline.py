@@ -1,7 +1,11 @@
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from emojax.config import Config, override, sweep
 from emojax.errors import UserError
 from emojax.lm import sources
 from emojax.lm.capture import Tap
-from emojax.sae import artefact, pipeline, store, trainer
+from emojax.sae import artefact, pipeline, state, store, trainer
 from emojax.sae.corpus import DataConfig
 from emojax.study.settings import Study
 
@@ -33,7 +37,12 @@ def start(tmp_path, texts, name="artefact", config=CONFIG):
     return train_one(config, texts, store_dir=tmp_path / "store", **folders)
 
 
-def test_from_text_to_an_artefact_twice_the_same(tmp_path):
+def run_all(tmp_path, configs, texts):
+    folders = {"out": tmp_path / "out", "artefact": tmp_path / "artefact"}
+    return pipeline.run_all(configs, texts, **folders, store_dir=tmp_path / "store", command="…")
+
+
+def test_from_text_to_an_artefact_twice_the_same(tmp_path, monkeypatch):
     texts = corpora(tmp_path)
     evaluation = start(tmp_path, texts)
     names = ("trained", "random", "untrained")
@@ -49,15 +58,27 @@ def test_from_text_to_an_artefact_twice_the_same(tmp_path):
     again = start(tmp_path, texts, "again")
     assert again == evaluation
     assert (tmp_path / "out" / "training_log.jsonl").read_text().count("evaluation") == 1
-    other = artefact.load(tmp_path / "again")
-    np.testing.assert_array_equal(other.sae.w_enc, loaded.sae.w_enc)
+    second = artefact.load(tmp_path / "again")
+    np.testing.assert_array_equal(second.sae.w_enc, loaded.sae.w_enc)
     # What is refused leaves the record of what is there.
     record = (tmp_path / "out" / "config.json").read_bytes()
     assert json.loads(record)["train"]["learning_rate"] == TRAIN.learning_rate
-    for change, said in (("train.learning_rate=0.1", "another train.learning"), ("sae.k=99", "k")):
+    other = override(CONFIG, ["train.learning_rate=0.1"])
+    for name, said in (
+        ("artefact", "a dictionary with another train.learning_rate; give another --artefact"),
+        ("other", "a run with another train.learning_rate; give another --out"),
+    ):
         with pytest.raises(UserError, match=said):
-            start(tmp_path, texts, config=override(CONFIG, [change]))
+            start(tmp_path, texts, name, other)
         assert (tmp_path / "out" / "config.json").read_bytes() == record
+    # Settings that change no number do not, and a finished dictionary's card is made anew.
+    card = (tmp_path / "artefact" / "README.md").read_text()
+    (tmp_path / "artefact" / "README.md").unlink()
+    monkeypatch.setattr(store, "capture_taps", lambda *_, **__: pytest.fail("captured again"))
+    changes = ["train.keep=5", "train.checkpoint_every=7", "data.store_gib=3"]
+    again = start(tmp_path, texts, config=override(CONFIG, changes))
+    assert again == json.loads(json.dumps(evaluation))
+    assert (tmp_path / "artefact" / "README.md").read_text() == card
 
 
 def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
@@ -89,6 +110,72 @@ def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
     assert (tmp_path / "artefact" / "training_log.jsonl").read_text() == text
 
 
+STREAMED = ["activations.streamed=true"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "axis", "said"),
+    [
+        (["train.update=fused"], "sae.architecture=topk,relu", "relu trains with dense"),
+        ([*STREAMED, "activations.buffer_tokens=200"], None, "does not hold two batches"),
+        ([*STREAMED, "data.tokens=100"], None, "less than a batch"),
+        ([], "train.seed=0,1,2", r"out/train\.seed=2 holds a run with another data, sae\.k;"),
+        ([], "train.seed=0,1,3", r"train\.seed=3 holds a dictionary with another format, sae, tra"),
+        ([], "sae.n_latents=32,64", "MiB are needed"),
+    ],
+)
+def test_what_configs_tell_is_refused_for_a_whole_sweep_before_the_weights_are_read(
+    tmp_path, monkeypatch, changes, axis, said
+):
+    """Of a sweep it is the last dictionary that cannot be trained."""
+    reading = Mock(side_effect=UserError("the weights are read"))
+    monkeypatch.setattr(sources, "load", reading)
+    other = override(CONFIG, ["train.seed=2", "sae.k=3"])
+    run = {"sae": dataclasses.asdict(other.sae), "train": dataclasses.asdict(other.train)}
+    for place, record in (
+        ("out/train.seed=2/run.json", run),
+        ("artefact/train.seed=3/config.json", {"data": dataclasses.asdict(CONFIG.data)}),
+    ):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_text(json.dumps(record))
+    configs = sweep(override(CONFIG, changes), [] if axis is None else [axis])
+    if said == "MiB are needed":  # both keep their checkpoints
+        sizes = [
+            trainer.checkpoint_bytes(c.sae, c.train, state.make_mesh(c.train, c.sae.n_latents), {})
+            for c in configs.values()
+        ]
+        free = (TRAIN.keep + 1) * sum(sizes) + max(sizes) - 1
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(UserError, match=said):
+        run_all(tmp_path, configs, corpora(tmp_path))
+    assert not reading.called
+    if said == "MiB are needed":
+        free += 1
+        with pytest.raises(UserError, match="the weights are read"):
+            run_all(tmp_path, configs, corpora(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["data.tokens=1500"], "stored tokens, in whole chunks of 2,048, is less than a batch"),
+        ([], r"a run with another corpora, model\.fingerprint, text; give another --out"),
+        ([*STREAMED, "data.heldout_tokens=1", "data.heldout_share=0.5"], "ends before a row in"),
+    ],
+)
+def test_what_text_and_model_tell_is_refused_before_anything_is_captured(
+    tmp_path, monkeypatch, changes, said
+):
+    monkeypatch.setattr(store, "capture_taps", lambda *_, **__: pytest.fail("captured"))
+    if not changes:
+        run = {"sae": dataclasses.asdict(SAE), "train": dataclasses.asdict(TRAIN)}
+        origin = {"data": dataclasses.asdict(CONFIG.data), "model": {"name": "toy"}}
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "run.json").write_text(json.dumps(run | {"provenance": origin}))
+    with pytest.raises(UserError, match=said):
+        start(tmp_path, corpora(tmp_path), config=override(CONFIG, changes))
+
+
 def test_a_model_that_cannot_be_split_so_is_refused_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "load", lambda *_, **__: pytest.fail("the model was read"))
     with pytest.raises(UserError, match=r"over 3 of the 1 devices .* activations\.model_shards"):
@@ -107,10 +194,6 @@ def test_several_dictionaries_are_trained_from_one_capture_and_finished_ones_kep
         store, "capture_taps", lambda *a, **k: captures.append(a[1]) or read(*a, **k)
     )
 
-    def start_all(wanted):
-        folders = {"out": tmp_path / "out", "artefact": tmp_path / "artefact"}
-        return pipeline.run_all(wanted, texts, **folders, store_dir=tmp_path / "store", command="…")
-
     train = trainer.train
 
     def dying(sae, *given, **more):
@@ -120,16 +203,16 @@ def test_several_dictionaries_are_trained_from_one_capture_and_finished_ones_kep
 
     monkeypatch.setattr(trainer, "train", dying)
     with pytest.raises(RuntimeError):
-        start_all(configs)
+        run_all(tmp_path, configs, texts)
     trained = []
     monkeypatch.setattr(
         trainer, "train", lambda sae, *a, **k: trained.append(sae) or train(sae, *a, **k)
     )
-    found = start_all(configs)
+    found = run_all(tmp_path, configs, texts)
     assert [(sae.layer, sae.n_latents) for sae in trained] == [(1, 32), (1, 48)]
     assert list(found) == list(configs)
     assert captures == [[Tap(0), Tap(1)]] * 2
-    assert start_all(configs) == json.loads(json.dumps(found))
+    assert run_all(tmp_path, configs, texts) == json.loads(json.dumps(found))
     assert (len(trained), len(captures)) == (2, 2)
     for name, config in configs.items():
         loaded = artefact.load(tmp_path / "artefact" / name)

@@ -305,7 +305,7 @@ def test_a_disk_that_becomes_full_is_one_sentence_and_loses_nothing(lm, small_di
 
     def run(how: str) -> subprocess.CompletedProcess:
         program = str(Path(__file__).parent / "full_disk.py")
-        command = [sys.executable, program, str(folder), how]
+        command = [sys.executable, program, str(folder), "capture", how]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = run(how)

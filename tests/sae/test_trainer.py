@@ -1,6 +1,8 @@
 import dataclasses
 import os
+import shutil
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -145,6 +147,36 @@ def test_another_run_in_the_same_folder_is_refused(split, finished):
         trainer.train(SAE, other, split, directory)
 
 
+def test_a_run_goes_on_with_other_settings_that_change_no_number(split, finished, tmp_path):
+    wanted, directory = finished
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "40")
+    other = dataclasses.replace(TRAIN, keep=1, checkpoint_every=7)
+    sae = trainer.train(SAE, other, split, tmp_path)
+    assert read_log(tmp_path) == read_log(directory)
+    np.testing.assert_array_equal(sae.w_enc, wanted.w_enc)
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert "40" in left
+    assert len(left) <= 2
+
+
+def test_room_is_asked_for_beside_the_checkpoints_that_are_there(
+    split, finished, tmp_path, monkeypatch
+):
+    """In all for the latest two, the best and the one that is being written."""
+    size, free = trainer.checkpoint_bytes(SAE, TRAIN, states.make_mesh(TRAIN, N), {}), 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    there = sum(1 for _ in (finished[1] / "checkpoints").glob("[0-9]*"))
+    assert there in (2, 3)
+    for directory, lacking in ((tmp_path, 4), (finished[1], 4 - there)):
+        free = lacking * size - 1
+        with pytest.raises(UserError, match="MiB free"):
+            trainer.train(SAE, TRAIN, split, directory)
+    free += 1
+    sae = trainer.train(SAE, TRAIN, split, finished[1])
+    np.testing.assert_array_equal(sae.w_enc, finished[0].w_enc)
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_step(split, tmp_path):
     def poison(batch):
         batch.x[3] = np.nan
@@ -179,6 +211,8 @@ def test_an_activation_that_is_not_finite_is_named(tmp_path, monkeypatch):
         ({"aux_coefficient": -1.0}, "aux_coefficient"),
         ({"bandwidth": 0.0}, "bandwidth is 0"),
         ({"update": "adam"}, "update 'adam'"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**31}, "seed is 2147483648"),
     ],
 )
 def test_impossible_settings_are_refused(change, said):

@@ -120,6 +120,18 @@ def test_slices_that_do_not_exist_are_refused(slices, message):
             ("--set=train.latent_shards=32", "--set=activations.model_shards=8"),
             "over 8 of the 4 devices of a v5e host",
         ),
+        (
+            ("--set=train.latent_shards=32", "--sweep", "sae.n_latents=64,100"),
+            "100 latents",
+        ),
+        (
+            (
+                "--set=train.latent_shards=32",
+                "--set=activations.streamed=true",
+                "--set=activations.buffer_tokens=1000",
+            ),
+            "does not hold two batches",
+        ),
     ],
 )
 def test_what_the_pod_would_refuse_is_refused_before_anything_is_sent(train, message):
