@@ -17,12 +17,14 @@ One GPU, the dictionary as configured and the weights in bfloat16, which need ha
 
 A TPU pod, the same command on every host; 16 v5e devices here, each with an eighth of the latents
 and half of the tokens. Each host captures from a copy of its own, in bfloat16 and split over its
-four devices; run and result go to a bucket, and the corpora lie where all hosts see them
-(`tpu/README.md`). It was not compiled for this very mesh, which `tpu.compile_check` does:
+four devices; run and result go to a bucket, and weights and corpora lie on a share that all hosts
+see as `/shared` (`tpu/README.md`). It was not compiled for this very mesh, which
+`tpu.compile_check` does:
 
     python -m experiments.train_sae --config configs/qwen25_7b.py \
-      --corpus en=en.txt.gz,zh=zh.txt.gz --distributed \
+      --corpus en=/shared/en.txt.gz,zh=/shared/zh.txt.gz --distributed \
       --out gs://BUCKET/qwen25_7b --store gs://BUCKET/qwen25_7b/heldout \
+      --set sae.model=/shared/models/Qwen2.5-7B \
       --set activations.streamed=true --set activations.model_dtype=bfloat16 \
       --set activations.model_shards=4 --set data.tokens=16000000 --set train.epochs=1 \
       --set train.data_shards=2 --set train.latent_shards=8

@@ -35,6 +35,9 @@ def test_the_docstring_trains_on_a_laptop_a_gpu_and_a_pod(path):
         assert loaded.train.batch_tokens % shards[0] == 0
         assert loaded.sae.n_latents % shards[1] == 0
     # Of a pod no host needs a disk, and each captures from a copy on its own four devices.
+    # Its image has no `models/`: weights are a package of it, or lie on the share.
+    named = loaded.study.model
+    assert loaded.sae.model == (f"/shared/{named}" if named.startswith("models/") else named)
     assert loaded.activations.streamed
     assert loaded.activations.model_dtype == "bfloat16"
     assert loaded.activations.model_shards in (1, 4)

@@ -508,8 +508,7 @@ def counted(found: dict[str, Any]) -> dict[str, float]:
     sent = exchanges.sae(*sizes)
     within, over = sent["latent"], sent["data"]
     gathered = within.gathered * (1 + k_aux / k)
-    # Rows of an older version have capture in the SAE's program, split over `latent`.
-    split = found.get("model_shards", latent)
+    split = found["model_shards"]
     read = exchanges.capture(model, tokens * split / found["devices"], split)
     reduced = read.reduced + 2 * within.reduced
     over = exchanges.Results(3 * over.gathered, over.reduced)
@@ -520,8 +519,6 @@ def counted(found: dict[str, Any]) -> dict[str, float]:
 
 def compiled(found: dict[str, Any]) -> dict[str, float]:
     """What a row's programs of capture and the SAE's step say: kind to bytes of their results."""
-    if "programs" not in found:  # of an older version: both are one
-        return {kind: item["bytes"] for kind, item in found["collectives"].items()}
     sent: dict[str, float] = {}
     for name in ("capture", "train_step"):
         program = found["programs"][name]

@@ -88,10 +88,10 @@ class Job:
             # artefact's is in --out.
             default = not place and (name == "artefact" or (name == "store" and self.nfs))
             if not (seen or default):
+                what = f"folder --{name} {place!r}" if place else f"default of --{name}"
                 raise UserError(
-                    f"The folder --{name} {place or '(none)'!r} ends with its host and is not seen "
-                    f"by the others; give --{name} {bucket}, or --nfs and a folder of {SHARED}, in "
-                    "--train."
+                    f"The {what} ends with its host and is not seen by the others; give --{name} "
+                    f"{bucket}, or --nfs and a folder of {SHARED}, in --train."
                 )
 
     @property

@@ -6,6 +6,13 @@ from typing import Any
 # What is measured: the trained one and its controls (`emojax.sae.state`).
 DICTIONARIES = ("trained", "random", "untrained")
 
+# The corpora of the shipped dictionary: what is said of their text is said of no other.
+SHIPPED = {
+    "2e2552f444dfd8d09db8c4886950384aaf29497130ad6b814a4302c76be1bca1",
+    "1c254a142be5c00e80d819b9ae1bbd36d94b2eeb8f4b1271846508d57e57d9c5",
+    "c587bbe42199e4aef7bc1e2820916f4615ea30159f03a00a206aa73e1cd56001",
+}
+
 
 def render(record: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """README.md of an artefact.
@@ -65,10 +72,22 @@ How many of the trained latents fire on which share of the held-out tokens:
 
 ## Limits
 
-Its English is that of novels of the 19th and early 20th century and of short online posts, its \
-Chinese that of emotional-support dialogues; on other text it explains less. The model's weights \
-have their own licence.
+{_text(record)} The model's weights have their own licence.
 """
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    """What is known of the text, which the measurements above are of."""
+    if {source["sha256"] for source in record["corpora"]} == SHIPPED:
+        return (
+            "Its English is that of novels of the 19th and early 20th century and of short online "
+            "posts, its Chinese that of emotional-support dialogues; on other text it explains "
+            "less."
+        )
+    return (
+        "It was trained and measured on text of the corpora above; how much it explains of "
+        "other text was not measured."
+    )
 
 
 def _sparsity(sae: Mapping[str, Any]) -> str:

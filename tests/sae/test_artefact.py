@@ -95,6 +95,8 @@ def test_the_model_card_says_what_was_measured(saved):
     made = (saved[0] / "README.md").read_text()
     for said in ("0.0987", "1,000,000 tokens", "0.9800", PROVENANCE["command"], "novel.txt"):
         assert said in made
+    # Of the shipped dictionary's corpora alone is known what text they are.
+    assert "19th" not in made and "other text was not measured." in made
     for row in (
         "| active latents per token (L0), en | 61.5 | 61.5 | 61.5 |",
         "| latents that never fire, en | 1.23% | 1.23% | 1.23% |",
@@ -127,8 +129,11 @@ def test_a_card_shows_what_an_older_artefact_was_measured_for():
 
 def test_the_shipped_dictionary_has_a_card():
     shipped = artefact.load("gemma3_270m")
-    written = (artefact.find("gemma3_270m") / "README.md").read_text()
-    assert written == card.render(shipped.record, shipped.evaluation)
+    fvu = shipped.evaluation["trained"]["fvu"]["raw"]["all"]
+    made = card.render(shipped.record, shipped.evaluation)
+    assert f"| FVU, raw units, all tokens | {fvu:.4f} |" in made
+    assert "novels of the 19th" in made
+    assert made == (artefact.find("gemma3_270m") / "README.md").read_text()
 
 
 def test_a_damaged_file_is_named(saved):
