@@ -119,6 +119,28 @@ def test_tensorboard_and_wandb_get_every_line_and_what_was_measured(
     assert told[-2:] == [("closed", str(run / "tensorboard")), ("finished", 0)]
 
 
+def test_tensorboard_itself_reads_what_was_written(tmp_path):
+    """By the real package, over an interruption."""
+    reader = "tensorboard.backend.event_processing.event_accumulator"
+    events = pytest.importorskip(reader, reason="needs the extra test")
+    for first, steps in ((0, (1, 2)), (2, (3,))):
+        with log.Log(tmp_path, first) as lines:
+            for step in steps:
+                lines.write(step, {"step": step, "loss": 0.5 / step})
+    with log.Log(tmp_path, 3) as lines:
+        lines.measured(3, {"trained": {"fvu": 0.25, "histogram": [1, 2]}})
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+
+    def scalars(name):
+        return [(told.step, float(told.tensor_proto.float_val[0])) for told in found.Tensors(name)]
+
+    names = {"train/step", "train/loss", "evaluation/trained/fvu"}
+    assert set(found.Tags()["tensors"]) == names
+    assert scalars("train/loss") == [(1, 0.5), (2, 0.25), (3, pytest.approx(0.5 / 3))]
+    assert scalars("evaluation/trained/fvu") == [(3, 0.25)]
+
+
 def test_each_run_of_a_sweep_is_one_of_wandb_and_goes_on_as_itself(tmp_path, monkeypatch, recorded):
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     one, other = (folder_of_run(tmp_path / name) for name in ("one", "other"))

@@ -184,6 +184,41 @@ def test_a_run_is_stopped_and_goes_on_bitwise(lm, rows, whole, error, tmp_path, 
     np.testing.assert_array_equal(again.w_enc, whole.w_enc)
 
 
+def test_the_next_batch_is_captured_while_a_step_is_computed(lm, rows, tmp_path, monkeypatch):
+    """It is asked for before the step's numbers, and while the stream waits for no younger one."""
+    monkeypatch.setattr(states, "SAMPLE_TOKENS", 1000)
+    source, told, given = opened(lm, rows), [], []
+    batches, entry, wait = source.batches, trainer._entry, jax.block_until_ready
+
+    def asked(*place):
+        for batch in batches(*place):
+            given.append(batch)
+            told.append(f"batch {len(given)}")
+            yield batch
+
+    def waited(arrays):
+        for number, batch in enumerate(given, 1):
+            if batch is arrays:
+                told.append(f"waited for {number}")
+        return wait(arrays)
+
+    def numbers(*state):
+        told.append(f"numbers {len(read_log(tmp_path)) + 1}")
+        return entry(*state)
+
+    source.batches = asked
+    monkeypatch.setattr(jax, "block_until_ready", waited)
+    monkeypatch.setattr(trainer, "_entry", numbers)
+    trainer.train(SAE, dataclasses.replace(SETTINGS, checkpoint_every=5), source, tmp_path)
+    # A checkpoint is of the source as its step left it: of the 10th, before the 11th is asked for.
+    start = told.index("batch 7")
+    assert told[start : told.index("batch 12")] == [
+        *("batch 7", "numbers 6", "waited for 6", "batch 8", "numbers 7"),
+        *("waited for 7", "batch 9", "numbers 8", "waited for 8", "batch 10", "numbers 9"),
+        *("numbers 10", "waited for 9", "batch 11", "waited for 10"),
+    ]
+
+
 def test_a_transcoder_s_target_is_of_the_same_tokens(lm, rows):
     both = next(opened(lm, rows, taps=(TAP, Tap(1, "mlp_out"))).batches(B, seed=0))
     inputs = next(opened(lm, rows).batches(B, seed=0))
