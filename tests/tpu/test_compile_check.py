@@ -208,3 +208,25 @@ def test_the_trainers_step_compiles_for_a_slice_and_is_too_large_for_its_memory_
     assert fits["argument"] == pytest.approx(6 * 128 * 4096 * 4 + 512 * 4096 * 4, rel=0.02)
     assert {"all-gather", "all-reduce"} <= fits["collectives"].keys()
     assert not misses["fits"]
+
+
+@pytest.mark.tpu_backend
+@pytest.mark.skipif(WITHOUT_LIBTPU, reason="needs libtpu: pip install 'jax[tpu]'")
+def test_all_that_a_step_runs_compiles_for_a_slice_and_exchanges_what_is_counted():
+    small = [
+        "--targets=v5e-8",
+        "--models=llama31_8b",
+        "--latents=1024",
+        "--latent_shards=4",
+        "--rows=16",
+        "--context=128",
+        "--capture_tokens=1024",
+    ]
+    command = [sys.executable, "-m", "tpu.compile_check", *small]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    (found,) = (json.loads(line) for line in done.stderr.splitlines() if line[0] == "{")
+    runs = {name: program["runs"] for name, program in found["programs"].items()}
+    assert runs == {"train_step": 1, "capture": 2, "gather": 2, "draw": 1, "put": 1}
+    for kind, size in counted(found).items():
+        assert compiled(found)[kind] == pytest.approx(size, rel=1e-3)
