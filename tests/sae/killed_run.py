@@ -2,9 +2,10 @@
 
     python killed_run.py FOLDER SOURCE [POINT STEP]
 
-FOLDER: on a disk or in a bucket. SOURCE: `stored`, or `streamed` from a toy language model. POINT:
-`step`, kill -9 before the batch of STEP is given out; `saving`, kill -9 while the checkpoint of
-STEP is written, before its folder gets its name or, in a bucket, the object that says it is whole.
+FOLDER: on a disk or in a bucket. SOURCE: `stored` or `streamed` (`toy_run`). POINT: `step`, kill -9
+before the batch of STEP is given out; `saving`, kill -9 while the checkpoint of STEP is written,
+before its folder gets its name or, in a bucket, the object that says it is whole. A run that gets
+to its end prints the SHA-256 of its last checkpoint's arrays.
 """
 
 import os
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 from etils import epath
-from sae_toys import SAE, TRAIN, activations, language_model, split_of, streamed, text_rows
+from sae_toys import digest, toy_run
 
 from emojax import files
 from emojax.sae import checkpoints, trainer
@@ -27,13 +28,10 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-if SOURCE == "streamed":
-    source = streamed(language_model(), text_rows(400), TRAIN, tokens=2560)
-else:
-    source = split_of(FOLDER / "store", activations(2560))
+sae, settings, source = toy_run(SOURCE, FOLDER)
 if POINT == "step":
     batches = type(source).batches
-    saved = STEP // TRAIN.checkpoint_every * TRAIN.checkpoint_every
+    saved = STEP // settings.checkpoint_every * settings.checkpoint_every
     whole = FOLDER / "run" / "checkpoints" / str(saved) / "commit_success.txt"
 
     def dying(self, batch_tokens, seed, first_step=0):
@@ -67,5 +65,5 @@ if POINT == "saving":
         self._files.wait()
 
     checkpoints.Checkpoints.save = dying_save
-trainer.train(SAE, TRAIN, source, FOLDER / "run")
-print("FINISHED")
+trainer.train(sae, settings, source, FOLDER / "run")
+print("FINISHED", digest(FOLDER / "run", sae, settings, source))

@@ -1,16 +1,18 @@
 """A program for `test_pipeline.py`: one of several processes, each with one device.
 
-    python pipeline_process.py FOLDER PORT PROCESS PROCESSES FILE…
+    python pipeline_process.py FOLDER PORT PROCESS PROCESSES
 
-`FOLDER/stored` is a run of the whole pipeline. `FOLDER/whole` and `FOLDER/cut` are one run streamed
-twice, the second with a SIGTERM to the last process on its way; prints where that stopped.
+`FOLDER/stored`, `FOLDER/whole` and `FOLDER/cut` are runs of the whole pipeline. The last two are
+one run streamed twice, the second with a SIGTERM to the last process on its way; prints where that
+stopped.
 """
 
-import dataclasses
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import jax
 
@@ -18,57 +20,45 @@ FOLDER, (PORT, PROCESS, PROCESSES) = Path(sys.argv[1]), map(int, sys.argv[2:5])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{PORT}", PROCESSES, PROCESS)
 
-from sae_toys import (  # noqa: E402
-    SAE,
-    TRAIN,
-    Cycle,
-    language_model,
-    load,
-    streamed,
-    text_rows,
-    train_one,
-)
-from test_pipeline import CONFIG  # noqa: E402
+from sae_toys import load, train_one  # noqa: E402
+from test_pipeline import CONFIG, STREAMED  # noqa: E402
 
-from emojax.config import override  # noqa: E402
+from emojax.config import Config, override  # noqa: E402
 from emojax.lm import sources  # noqa: E402
-from emojax.sae import trainer  # noqa: E402
+from emojax.sae.stream import Stream  # noqa: E402
 
-lm = language_model()
 sources.load = load
-texts = [(name, FOLDER / file) for name, file in zip(("en", "en", "zh"), sys.argv[5:], strict=True)]
-train_one(
-    override(CONFIG, [f"train.data_shards={PROCESSES}", "train.epochs=1"]),
-    texts,
-    out=FOLDER / "stored",
-    artefact=FOLDER / "artefact",
-    store_dir=FOLDER / "store",
-)
-
-settings = dataclasses.replace(TRAIN, epochs=1, data_shards=PROCESSES)
-rows = text_rows(600)
+STORED_TEXTS = ("en", "novel.txt.gz"), ("en", "posts.tsv"), ("zh", "talk.txt")
+# Of many documents, which are what is split among processes.
+STREAMED_TEXTS = ("en", "posts.tsv"), ("zh", "talk.tsv")
+CONFIG = override(CONFIG, [f"train.data_shards={PROCESSES}", "train.epochs=1"])
+STREAMED = override(CONFIG, [*STREAMED, "data.tokens=3000"])
 
 
-def run(name: str, signalled: int = -1) -> None:
-    text = Cycle(rows, PROCESS, PROCESSES)
-    source = streamed(lm, rows, settings, tokens=40 * TRAIN.batch_tokens, text=text)
-    batches = source.batches
-
-    def signalling(*given):
-        for step, batch in enumerate(batches(*given)):
-            if step == signalled and PROCESS == PROCESSES - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    source.batches = signalling
-    trainer.train(SAE, settings, source, FOLDER / name)
-
-
-run("whole")
-try:
-    run("cut", 13)
-except KeyboardInterrupt:
-    print(
-        "STOPPED", max(int(path.name) for path in (FOLDER / "cut" / "checkpoints").glob("[0-9]*"))
+def run(name: str, config: Config, texts: Sequence[tuple[str, str]], store: str) -> None:
+    train_one(
+        config,
+        [(language, FOLDER / file) for language, file in texts],
+        out=FOLDER / name,
+        artefact=FOLDER / name / "artefact",
+        store_dir=FOLDER / store,
     )
-run("cut")
+
+
+def signalling(self, *given):
+    for step, batch in enumerate(batches(self, *given)):
+        if step == 3 and PROCESS == PROCESSES - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+
+
+run("stored", CONFIG, STORED_TEXTS, "store")
+run("whole", STREAMED, STREAMED_TEXTS, "heldout")
+batches = Stream.batches
+with mock.patch.object(Stream, "batches", signalling):
+    try:
+        run("cut", STREAMED, STREAMED_TEXTS, "heldout")
+    except KeyboardInterrupt:
+        saved = (FOLDER / "cut" / "checkpoints").glob("[0-9]*")
+        print("STOPPED", max(int(path.name) for path in saved))
+run("cut", STREAMED, STREAMED_TEXTS, "heldout")

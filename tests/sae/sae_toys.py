@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import socket
 import subprocess
@@ -22,11 +23,13 @@ from emojax.lm import decoder, sharding
 from emojax.lm.capture import Tap
 from emojax.lm.config import DecoderConfig, Rope
 from emojax.lm.model import LanguageModel
-from emojax.sae import pipeline, store, store_arrays
+from emojax.sae import pipeline, store, store_arrays, trainer
 from emojax.sae import state as states
+from emojax.sae.checkpoints import Checkpoints
 from emojax.sae.coder import SaeConfig
 from emojax.sae.corpus import Rows
 from emojax.sae.packing import TextStream
+from emojax.sae.source import Source
 from emojax.sae.store import Split, Store
 from emojax.sae.stream import ActivationsConfig, Stream
 from emojax.sae.train_config import TrainConfig
@@ -217,6 +220,35 @@ def streamed(
     text = Cycle(rows) if text is None else text
     batch = settings.batch_tokens
     return Stream(lm, taps, text, config, tokens=tokens, batch_tokens=batch, mesh=mesh)
+
+
+def toy_run(kind: str, folder: Place, **settings: Any) -> tuple[SaeConfig, TrainConfig, Source]:
+    """What tests of resuming train, `stored` or `streamed`, for 40 steps.
+
+    Streamed, it is with all that only a state can know: a buffer of 6 batches, BatchTopK's cutoff
+    and a running mean of the weights.
+    """
+    train = dataclasses.replace(TRAIN, **settings)
+    if kind == "stored":
+        return SAE, train, split_of(folder / "store", activations(2560))
+    train = dataclasses.replace(train, ema_decay=0.9)
+    source = streamed(language_model(), text_rows(400), train, tokens=2560)
+    return dataclasses.replace(SAE, architecture="batch_topk"), train, source
+
+
+def digest(directory: Place, config: SaeConfig, settings: TrainConfig, source: Source) -> str:
+    """SHA-256 of what the last checkpoint of a run holds: arrays, and places in its text."""
+    mesh = states.make_mesh(settings, config.n_latents)
+    like = trainer.Saved(states.like(config, settings, mesh), source.like())
+    with Checkpoints(directory / "checkpoints", settings.keep) as kept:
+        found = kept.restore(like)
+        assert found is not like
+        places = kept.positions(int(found.step))
+    sha256 = hashlib.sha256(json.dumps(places, sort_keys=True).encode())
+    for path, leaf in jax.tree.leaves_with_path(found):
+        array = np.asarray(leaf)
+        sha256.update(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return sha256.hexdigest()
 
 
 class Cycle:

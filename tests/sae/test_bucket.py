@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from sae_toys import SAE, TRAIN, activations, split_of, timeless
+from sae_toys import digest, timeless, toy_run
 
 from emojax.sae import trainer
 
@@ -51,8 +51,8 @@ def write(address: str, name: str, content: bytes) -> None:
 
 
 def test_killed_twice_and_a_checkpoint_cut_short_it_goes_on_bitwise(address, tmp_path):
-    split = split_of(tmp_path / "store", activations(2560))
-    trainer.train(SAE, TRAIN, split, tmp_path / "run")
+    whole = toy_run("stored", tmp_path)
+    trainer.train(*whole, tmp_path / "run")
     wanted = (tmp_path / "run" / "training_log.jsonl").read_text()
     environment = os.environ | gcs_emulator.environment(address)
 
@@ -75,7 +75,8 @@ def test_killed_twice_and_a_checkpoint_cut_short_it_goes_on_bitwise(address, tmp
     largest = max(saved, key=saved.__getitem__)
     write(address, largest, read(address, largest)[: saved[largest] // 2])
     done = run()
-    assert "FINISHED" in done.stdout, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["FINISHED", digest(tmp_path / "run", *whole)]
     assert "gs://bucket/folder/run/checkpoints/20 is damaged" in done.stderr
     assert "goes on after step 10 of 40" in done.stderr
     there = objects(address)

@@ -25,6 +25,11 @@ CONFIG = Config(
     data=DataConfig(tokens=6000, heldout_tokens=600, row_tokens=32, heldout_share=0.1),
     train=TRAIN,
 )
+STREAMED = (
+    "activations.streamed=true",
+    "activations.buffer_tokens=1024",
+    "activations.capture_tokens=512",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -87,9 +92,8 @@ def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
     short = tmp_path / "talk.tsv"
     short.write_text("\n".join((tmp_path / "talk.txt").read_text().splitlines()[:100]))
     texts = (*texts[:2], ("zh", short))
-    changes = ["activations.streamed=true", "activations.buffer_tokens=1024", "data.tokens=3000"]
-    changes += ["data.heldout_share=0.5"]  # of few documents, by their hash
-    config = override(CONFIG, [*changes, "activations.capture_tokens=512"])
+    # Few documents are held out by their hash.
+    config = override(CONFIG, [*STREAMED, "data.tokens=3000", "data.heldout_share=0.5"])
     evaluation = start(tmp_path, texts, config=config)
     unit = [evaluation[name]["fvu"]["unit_norm"]["all"] for name in ("trained", "untrained")]
     assert unit[0] < unit[1]
@@ -221,22 +225,31 @@ def test_several_dictionaries_are_trained_from_one_capture_and_finished_ones_kep
 
 
 def test_two_processes_do_what_one_does_and_stop_together(tmp_path):
-    """Stored: the same dictionary. Streamed: stopped by a signal to one, they go on bitwise."""
+    """Stored: the same dictionary. Streamed, each of its own part of the text: as good a one, and
+    stopped by a signal to one of them, they go on bitwise.
+    """
     texts = corpora(tmp_path)
+    lines = (tmp_path / "talk.txt").read_text().splitlines()[:1000]
+    (tmp_path / "talk.tsv").write_text("\n".join(lines))
     alone = start(tmp_path / "alone", texts, config=override(CONFIG, ["train.epochs=1"]))
     program = str(Path(__file__).parent / "pipeline_process.py")
-    names = [path.name for _, path in texts]
-    outputs = two_processes(lambda port, i: [program, str(tmp_path), port, i, "2", *names])
-    loaded = artefact.load(tmp_path / "artefact")
+    outputs = two_processes(lambda port, i: [program, str(tmp_path), port, i, "2"])
+    loaded = artefact.load(tmp_path / "stored" / "artefact")
     for kind in ("trained", "untrained"):
         fvu = [m[kind]["fvu"]["unit_norm"]["all"] for m in (loaded.evaluation, alone)]
         assert fvu[0] == pytest.approx(fvu[1], rel=1e-4)
-    # Asked at the batch of step 14, said at step 16, heard at step 24.
-    assert [out.split()[-2:] for out in outputs] == [["STOPPED", "24"]] * 2  # after Gloo's own
+    # Asked at the batch of step 4, said at step 8, heard at step 16.
+    assert [out.split()[-2:] for out in outputs] == [["STOPPED", "16"]] * 2  # after Gloo's own
     whole = read_log(tmp_path / "whole")
-    assert len(whole) == 40
-    assert whole[-1]["loss"] < 0.8 * whole[0]["loss"]
+    assert len(whole) == 23 + 1
     assert read_log(tmp_path / "cut") == whole
+    found, cut = (artefact.load(tmp_path / name / "artefact") for name in ("whole", "cut"))
+    assert cut.fingerprint == found.fingerprint
+    # Half of the text from each: all that was asked for, and read once.
+    assert (found.record["tokens"]["train"], found.record["passes"]) == (3000, 1)
+    names = ("trained", "random", "untrained")
+    unit = [found.evaluation[name]["fvu"]["unit_norm"]["all"] for name in names]
+    assert unit[0] < unit[1] and unit[0] < 0.6 * unit[2]
 
 
 def test_dictionaries_that_cannot_share_a_capture_are_refused(tmp_path):

@@ -12,16 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from sae_toys import (
-    SAE,
-    TRAIN,
-    activations,
-    language_model,
-    read_log,
-    split_of,
-    streamed,
-    text_rows,
-)
+from sae_toys import SAE, TRAIN, activations, digest, read_log, split_of, toy_run
 
 from emojax.sae import trainer
 from emojax.sae.checkpoints import Checkpoints
@@ -43,10 +34,9 @@ def finished(split, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def streamed_whole(tmp_path_factory):
-    """The same with activations streamed from a language model, through a buffer of 6 batches."""
+    """The same of BatchTopK with a running mean, streamed from a language model."""
     directory = tmp_path_factory.mktemp("streamed")
-    source = streamed(language_model(), text_rows(400), TRAIN, tokens=2560)
-    return trainer.train(SAE, TRAIN, source, directory), directory
+    return trainer.train(*toy_run("streamed", directory), directory), directory
 
 
 def run(folder: Path, source: str, *kill: str) -> subprocess.CompletedProcess:
@@ -69,11 +59,13 @@ def test_kill_9_anywhere_and_the_same_command_goes_on_bitwise(tmp_path, source, 
     assert "20" in left
     assert "40" not in left
     done = run(tmp_path, source)
-    assert "FINISHED" in done.stdout, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-2000:]
     # The kill at 30 may have come before that checkpoint, which is written meanwhile, was whole.
     assert re.search("goes on after step (20|30) of 40", done.stderr)
     assert not (tmp_path / "run" / "damaged").exists()
     assert read_log(tmp_path / "run") == read_log(finished[1])
+    # Losses of the log are rounded: all arrays, the running mean and the buffer among them.
+    assert done.stdout.split() == ["FINISHED", digest(finished[1], *toy_run(source, tmp_path))]
 
 
 def damage(path: Path) -> None:
@@ -145,18 +137,14 @@ def test_the_last_checkpoints_and_the_best_are_kept(split, tmp_path):
 
 
 OTHER_DEVICES = """
-import dataclasses, sys
+import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
 from pathlib import Path
-from sae_toys import SAE, TRAIN, activations, language_model, split_of, streamed, text_rows
+from sae_toys import toy_run
 from emojax.sae import trainer
-settings = dataclasses.replace(TRAIN, data_shards=2, latent_shards=2)
-if sys.argv[2] == "streamed":
-    source = streamed(language_model(), text_rows(400), settings, tokens=2560)
-else:
-    source = split_of(Path(sys.argv[1]) / "store", activations(2560))
-trainer.train(SAE, settings, source, Path(sys.argv[1]) / "run")
+folder = Path(sys.argv[1])
+trainer.train(*toy_run(sys.argv[2], folder, data_shards=2, latent_shards=2), folder / "run")
 """
 
 
