@@ -36,6 +36,12 @@ class Tokenizer:
     def backend_tokenizer(self) -> "Tokenizer":
         return self
 
+    def no_truncation(self) -> None:
+        """There is none."""
+
+    def no_padding(self) -> None:
+        """There is none."""
+
     def encode_batch(self, texts: list[str], **_: object) -> list[SimpleNamespace]:
         return [SimpleNamespace(ids=[1 + ord(c) % 39 for c in text]) for text in texts]
 
