@@ -114,9 +114,6 @@ def test_streamed_it_trains_as_well_and_stores_only_what_is_measured(tmp_path):
     assert (tmp_path / "artefact" / "training_log.jsonl").read_text() == text
 
 
-STREAMED = ["activations.streamed=true"]
-
-
 @pytest.mark.parametrize(
     ("changes", "axis", "said"),
     [
