@@ -26,22 +26,23 @@ def check_rows(config: DecoderConfig, rows: Sequence[Any], room: int = 0) -> Non
             raise UserError(
                 f"Row {number} of the input is a text; give its tokens (text.tokenize)."
             )
-        if token_ids(row) is None:
+        ids = token_ids(row)
+        if ids is None:
             raise UserError(
                 f"Row {number} of the input is {row!r:.60}, which is no row of token ids; give a "
                 "list of rows, and each as whole numbers."
             )
-        if len(row) == 0:
+        if not ids:
             raise UserError(
                 f"Row {number} of the input has no tokens; give every row at least one."
             )
-        if len(row) + room > config.context:
+        if len(ids) + room > config.context:
             new = f" (and {room} to generate)" if room else ""
             raise UserError(
-                f"Row {number} of the input has {len(row)} tokens{new}, more than the model's "
+                f"Row {number} of the input has {len(ids)} tokens{new}, more than the model's "
                 f"context of {config.context}; shorten it."
             )
-        if min(row) < 0 or max(row) >= config.vocab_size:
+        if min(ids) < 0 or max(ids) >= config.vocab_size:
             raise UserError(
                 f"Row {number} of the input has a token id outside 0 to {config.vocab_size - 1}; "
                 "use the model's own tokenizer."

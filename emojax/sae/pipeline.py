@@ -126,8 +126,10 @@ def run_all(
     todo = {name: configs[name] for name, evaluation in found.items() if evaluation is None}
     for name, config in todo.items():
         trainer.check_run(out / name, config.sae, config.train, origin)
-        if not streamed:
-            store.check_pass(store.counted(lm, rows["train"]), config.train.batch_tokens)
+    if todo and not streamed:
+        tokens = store.counted(lm, rows["train"])
+        for config in todo.values():
+            store.check_pass(tokens, config.train.batch_tokens)
     if jax.process_count() > 1:  # Nobody writes before all have looked.
         multihost_utils.sync_global_devices("what is finished")
     if not todo:

@@ -287,8 +287,13 @@ def check_pass(tokens: int, batch_tokens: int, chunk_tokens: int = CHUNK_TOKENS)
 
 def counted(lm: LanguageModel, part: Rows) -> int:
     """Tokens of a split's rows that a store keeps: all but the special ones."""
-    special = np.array(sorted(lm.tokenizer.all_special_ids), np.int32)
+    special = _special(lm)
     return int(sum(np.isin(row, special, invert=True).sum() for row in part.tokens))
+
+
+def _special(lm: LanguageModel) -> np.ndarray:
+    """The ids of tokens that no store keeps."""
+    return np.array(sorted(lm.tokenizer.all_special_ids), np.int32)
 
 
 def identity(lm: LanguageModel, taps: Sequence[Tap], rows: Mapping[str, Rows]) -> dict[str, Any]:
@@ -368,7 +373,7 @@ def capture_taps(
         writable_dir(Path(directory))
     wanted = identity(lm, taps, rows) | {"chunk_tokens": chunk_tokens}
     done = {split: {"rows": 0, "tokens": 0, "written": 0} for split in rows}
-    special = np.array(sorted(lm.tokenizer.all_special_ids), np.int32)
+    special = _special(lm)
     totals = {split: counted(lm, part) for split, part in rows.items()}
     state = _read_state(directory, wanted)
     if state is not None:

@@ -1,9 +1,9 @@
 import dataclasses
 import importlib.util
 import json
-import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -186,21 +186,21 @@ def test_without_the_compiler_the_program_says_what_to_install():
     assert done.stderr == "error: The compiler for TPUs is missing; run: pip install 'jax[tpu]'\n"
 
 
+def compiled_on_v5e_8(*small: str) -> tuple[subprocess.CompletedProcess[str], list[Any]]:
+    """What the program did for Llama-3.1-8B, and the JSON of each of its rows."""
+    command = [sys.executable, "-m", "tpu.compile_check", "--targets=v5e-8", "--models=llama31_8b"]
+    done = subprocess.run([*command, *small], capture_output=True, text=True, check=False)
+    rows = [json.loads(line) for line in done.stderr.splitlines() if line[0] == "{"]
+    assert rows, done.stderr
+    return done, rows
+
+
 @pytest.mark.tpu_backend
 @pytest.mark.skipif(WITHOUT_LIBTPU, reason="needs libtpu: pip install 'jax[tpu]'")
 def test_the_trainers_step_compiles_for_a_slice_and_is_too_large_for_its_memory_when_it_is():
-    small = [
-        "--targets=v5e-8",
-        "--models=llama31_8b",
-        "--nocapture",
-        "--rows=64",
-        "--context=8",
-        "--latent_shards=8",
-    ]
-    command = [sys.executable, "-m", "tpu.compile_check", *small, "--latents=1024,8388608"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    assert done.stdout.count("| v5e-8 |") == 2, done.stderr
-    fits, misses = (json.loads(line) for line in done.stderr.splitlines() if line[0] == "{")
+    small = ["--nocapture", "--rows=64", "--context=8", "--latent_shards=8"]
+    done, (fits, misses) = compiled_on_v5e_8(*small, "--latents=1024,8388608")
+    assert done.stdout.count("| v5e-8 |") == 2
     assert done.returncode == 1
     assert "Of 2 cases 1 do not fit" in done.stderr
     assert fits["fits"]
@@ -213,19 +213,9 @@ def test_the_trainers_step_compiles_for_a_slice_and_is_too_large_for_its_memory_
 @pytest.mark.tpu_backend
 @pytest.mark.skipif(WITHOUT_LIBTPU, reason="needs libtpu: pip install 'jax[tpu]'")
 def test_all_that_a_step_runs_compiles_for_a_slice_and_exchanges_what_is_counted():
-    small = [
-        "--targets=v5e-8",
-        "--models=llama31_8b",
-        "--latents=1024",
-        "--latent_shards=4",
-        "--rows=16",
-        "--context=128",
-        "--capture_tokens=1024",
-    ]
-    command = [sys.executable, "-m", "tpu.compile_check", *small]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    small = ["--latents=1024", "--latent_shards=4", "--rows=16"]
+    done, (found,) = compiled_on_v5e_8(*small, "--context=128", "--capture_tokens=1024")
     assert done.returncode == 0, done.stderr
-    (found,) = (json.loads(line) for line in done.stderr.splitlines() if line[0] == "{")
     runs = {name: program["runs"] for name, program in found["programs"].items()}
     assert runs == {"train_step": 1, "capture": 2, "gather": 2, "draw": 1, "put": 1}
     for kind, size in counted(found).items():
